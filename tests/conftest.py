@@ -4,7 +4,11 @@ import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+  os.environ.get('XLA_FLAGS', '')
+  + ' --xla_force_host_platform_device_count=8'
+  # The suite compiles much and computes little.
+  + ' --xla_backend_optimization_level=0'
+  + ' --xla_llvm_disable_expensive_passes=true'
 )
 
 import hypothesis

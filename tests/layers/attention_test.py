@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 
 from msba_jax.layers import attention
 
-SIZES = st.integers(1, 6)
+SIZES = st.sampled_from([1, 2, 5])
 
 
 def reference(queries, keys, values, mask=None, bias=None, scale=None):

@@ -1,0 +1,108 @@
+"""MSW, multi-scale sliding windows: grids of a backbone to regions.
+
+Attributes:
+  MultiScaleWindows: the stage.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from msba_jax.layers.attention import attend
+from msba_jax.layers.pooling import generalized_mean_pool, region_partition
+from msba_jax.layers.windows import Windows, window_partition
+from msba_jax.models.blocks import split_heads
+
+__all__ = ['MultiScaleWindows']
+
+
+class MultiScaleWindows(nn.Module):
+  """Windowed self-attention and pooling at every level and scale.
+
+  Every level is projected to one width. Then, for each partition of the grid
+  into windows, tokens attend inside their window and a window is pooled to one
+  region by a generalised mean with a learned power. The default partitions,
+  whole map, 2 × 2 and 3 × 3, give 14 regions at each level, whatever the grid.
+
+  Attributes:
+    features: width of a region.
+    num_heads: heads of the attention inside windows.
+    parts: partitions of the grid.
+    attend: the attention function.
+  """
+
+  features: int = 64
+  num_heads: int = 4
+  parts: Sequence[int] = (1, 2, 3)
+  attend: Callable[..., Array] = attend
+
+  @nn.compact
+  def __call__(
+    self, levels: Sequence[Float[Array, 'n y x _']]
+  ) -> tuple[Float[Array, 'l n r d'], dict[str, Array]]:
+    """Returns the regions, and the powers of the pooling as auxiliary."""
+    regions = [
+      WindowedLevel(
+        self.features,
+        self.num_heads,
+        tuple(self.parts),
+        self.attend,
+        name=f'level_{i}',
+      )(grid)
+      for i, grid in enumerate(levels)
+    ]
+    return jnp.stack(regions), {}
+
+
+class WindowedLevel(nn.Module):
+  """One level of `MultiScaleWindows`: (n, y, x, _) to (n, r, d).
+
+  Queries, keys and values are shared by all partitions.
+
+  Attributes:
+    features: width of a region.
+    num_heads: heads of the attention.
+    parts: partitions of the grid.
+    attend: the attention function.
+  """
+
+  features: int
+  num_heads: int
+  parts: tuple[int, ...]
+  attend: Callable[..., Array] = attend
+
+  @nn.compact
+  def __call__(self, grid: Array) -> Array:
+    """(n, y, x, _) to (n, r, features)."""
+    n, height, width, _ = grid.shape
+    tokens = nn.Dense(self.features, name='project')(
+      grid.reshape(n, height * width, -1)
+    )
+    projected = nn.Dense(3 * self.features, name='qkv')(
+      nn.LayerNorm(name='norm')(tokens)
+    )
+    out = nn.Dense(self.features, name='out')
+    # softplus(3) ≈ 3.05: the inverse softplus keeps the power positive.
+    power = jax.nn.softplus(
+      self.param('power', nn.initializers.constant(2.9488), ())
+    )
+    regions = []
+    for windows in region_partition(height, width, parts=self.parts):
+      message = out(self._inside(projected, windows))
+      inside = window_partition(tokens, windows) + message
+      valid = jnp.broadcast_to(jnp.asarray(windows.valid), inside.shape[:3])
+      regions.append(generalized_mean_pool(inside, power, mask=valid))
+    return nn.LayerNorm(name='norm_regions')(jnp.concatenate(regions, axis=1))
+
+  def _inside(self, projected: Array, windows: Windows) -> Array:
+    """Attention inside every window: (n, t, 3 d) to (n, w, s, d)."""
+    parts = window_partition(projected, windows)
+    queries, keys, values = (
+      split_heads(x, self.num_heads) for x in jnp.split(parts, 3, axis=-1)
+    )
+    mask = jnp.asarray(windows.valid)[None, :, None, None, :]
+    message = self.attend(queries, keys, values, mask=mask)
+    return message.reshape(*parts.shape[:-1], self.features)
