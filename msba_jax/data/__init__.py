@@ -1,0 +1,1 @@
+"""Collections of images: sources, splits by class, batches, augmentation."""

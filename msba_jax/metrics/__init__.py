@@ -1,0 +1,53 @@
+"""How good a retrieval is, and how sure one can be of it.
+
+Scores come one a query, as NumPy arrays; means and intervals are made of them.
+
+Attributes:
+  evaluate_retrieval, summarize: scores by label, and their means.
+  evaluate_revisited: the revisited Oxford and Paris protocol.
+  recall_at_k, precision_at_k, r_precision, map_at_r, average_precision: each
+    metric of given ranks.
+  bootstrap_interval, paired_bootstrap: intervals over seeds, classes, queries.
+"""
+
+from msba_jax.metrics.intervals import (
+  Interval,
+  bootstrap_interval,
+  paired_bootstrap,
+)
+from msba_jax.metrics.rank_metrics import (
+  Convention,
+  average_precision,
+  map_at_r,
+  precision_at_k,
+  r_precision,
+  recall_at_k,
+)
+from msba_jax.metrics.retrieval import (
+  RetrievalScores,
+  evaluate_retrieval,
+  summarize,
+)
+from msba_jax.metrics.revisited import (
+  Difficulty,
+  Relevance,
+  evaluate_revisited,
+)
+
+__all__ = [
+  'Convention',
+  'Difficulty',
+  'Interval',
+  'Relevance',
+  'RetrievalScores',
+  'average_precision',
+  'bootstrap_interval',
+  'evaluate_retrieval',
+  'evaluate_revisited',
+  'map_at_r',
+  'paired_bootstrap',
+  'precision_at_k',
+  'r_precision',
+  'recall_at_k',
+  'summarize',
+]

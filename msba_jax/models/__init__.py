@@ -1,0 +1,1 @@
+"""Flax modules: parameters and wiring; the arithmetic is that of `layers`."""

@@ -79,8 +79,10 @@ class BidirectionalContext(nn.Module):
 
   For every level and region separately, with parameters shared over them,
 
-      y = u + g_f · W_f(forward) + g_b · W_b(backward),  g = σ(MLP([u; message]))
-      y = y + g_n · FFN(norm(y)),  g_n = 0 where n may look at nobody
+      y = u + g_f · W_f(forward) + g_b · W_b(backward)
+      y = y + g_n · FFN(norm(y))
+
+  with g = σ(MLP([u; message])), and g_n = 0 where n may look at nobody,
 
   so that an image without context keeps its regions exactly.
 

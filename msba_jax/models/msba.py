@@ -5,6 +5,8 @@ Attributes:
   msba: the system with its defaults.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from msba_jax.models.msw import MultiScaleWindows
 
 __all__ = ['MSBA', 'msba']
 
-Output = dict[str, object]
+Output = dict[str, Any]
 
 
 class MSBA(nn.Module):

@@ -41,7 +41,7 @@ class MultiScaleWindows(nn.Module):
 
   @nn.compact
   def __call__(
-    self, levels: Sequence[Float[Array, 'n y x _']]
+    self, levels: Sequence[Float[Array, 'n _ _ _']]
   ) -> tuple[Float[Array, 'l n r d'], dict[str, Array]]:
     """Returns the regions, and the powers of the pooling as auxiliary."""
     regions = [

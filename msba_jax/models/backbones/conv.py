@@ -54,7 +54,7 @@ class ConvNet(nn.Module):
   @nn.compact
   def __call__(
     self, images: Float[Array, 'n height width c'], *, train: bool = False
-  ) -> tuple[Float[Array, 'n y x d'], ...]:
+  ) -> tuple[Float[Array, 'n _ _ _'], ...]:
     """Returns the grids of the last stages, fine to coarse.
 
     Raises:

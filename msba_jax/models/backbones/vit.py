@@ -62,7 +62,7 @@ class ViT(nn.Module):
   @nn.compact
   def __call__(
     self, images: Float[Array, 'n height width c'], *, train: bool = False
-  ) -> tuple[Float[Array, 'n y x d'], ...]:
+  ) -> tuple[Float[Array, 'n _ _ _'], ...]:
     """Returns the three levels as grids.
 
     Raises:

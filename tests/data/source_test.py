@@ -1,0 +1,113 @@
+"""Tests of `msba_jax.data.source`."""
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from msba_jax.data import source as source_lib
+from msba_jax.data.errors import InputError
+
+
+class Numbers:
+  """A source whose pictures say their index."""
+
+  def __init__(self, labels, names):
+    self.labels = np.asarray(labels, np.int32)
+    self.class_names = tuple(names)
+    self.ids = tuple(f'image-{i}' for i in range(len(labels)))
+
+  def __len__(self):
+    return len(self.labels)
+
+  def __getitem__(self, index):
+    image = np.full((2, 2, 3), index, np.uint8)
+    return source_lib.Record(image=image, label=int(self.labels[index]))
+
+  def fingerprint(self):
+    return f'{self.labels.tolist()}{self.class_names}'
+
+
+SOURCE = Numbers([2, 0, 1, 2, 0, 3], ['ant', 'bee', 'cat', 'dog'])
+
+
+def test_a_subset_keeps_pictures_and_numbers_classes_anew():
+  subset = source_lib.SubsetSource(SOURCE, [3, 1, 0])
+  assert subset.class_names == ('ant', 'cat')
+  assert subset.labels.tolist() == [1, 0, 1]
+  assert subset.labels.dtype == np.int32
+  assert subset.ids == ('image-3', 'image-1', 'image-0')
+  assert [int(subset[i]['image'].max()) for i in range(3)] == [3, 1, 0]
+  assert [subset[i]['label'] for i in range(3)] == [1, 0, 1]
+  assert isinstance(subset, source_lib.Source)
+
+
+def test_subsets_share_classes_that_are_named():
+  queries = source_lib.SubsetSource(SOURCE, [0], classes=[0, 2])
+  gallery = source_lib.SubsetSource(SOURCE, [1, 3], classes=[0, 2])
+  assert queries.class_names == gallery.class_names == ('ant', 'cat')
+  assert queries.labels.tolist() == [1]
+  assert gallery.labels.tolist() == [0, 1]
+
+
+def test_a_subset_refuses_what_it_cannot_hold():
+  with pytest.raises(ValueError, match=r'index 6 is outside .* 6 images'):
+    source_lib.SubsetSource(SOURCE, [0, 6])
+  with pytest.raises(ValueError, match="class 'dog'"):
+    source_lib.SubsetSource(SOURCE, [5], classes=[0, 1])
+
+
+def test_the_fingerprint_tells_subsets_apart():
+  prints = {
+    source_lib.SubsetSource(SOURCE, indices).fingerprint()
+    for indices in ([0, 1], [1, 0], [0], [0, 1])
+  }
+  assert len(prints) == 3
+
+
+def test_a_fingerprint_needs_one_below():
+  class Plain(Numbers):
+    fingerprint = None
+
+  subset = source_lib.SubsetSource(Plain([0, 1], ['ant', 'bee']), [0])
+  with pytest.raises(TypeError, match='Plain has no fingerprint'):
+    subset.fingerprint()
+
+
+@hypothesis.given(
+  count=st.integers(2, 9), seed=st.integers(0, 2**40), data=st.data()
+)
+def test_held_out_classes_share_nothing_with_the_rest(count, seed, data):
+  names = [f'class {i}' for i in range(count)]
+  labels = data.draw(
+    st.lists(st.integers(0, count - 1), max_size=30).map(
+      lambda more: [*range(count), *more]
+    )
+  )
+  source = Numbers(labels, names)
+  held = data.draw(st.integers(1, count - 1))
+  rest, out = source_lib.hold_out_classes(source, held, seed=seed)
+  assert len(out.class_names) == held
+  assert set(rest.class_names) | set(out.class_names) == set(names)
+  assert not set(rest.class_names) & set(out.class_names)
+  assert sorted(rest.ids + out.ids) == sorted(source.ids)
+  for part in (rest, out):
+    for name, label in zip(part.ids, part.labels, strict=True):
+      old = source.labels[source.ids.index(name)]
+      assert part.class_names[label] == names[old]
+
+
+@pytest.mark.parametrize('count', [0, 4, -1])
+def test_all_or_no_classes_cannot_be_held_out(count):
+  with pytest.raises(InputError, match='choose 1 to 3'):
+    source_lib.hold_out_classes(SOURCE, count, seed=0)
+
+
+def test_the_order_depends_on_names_and_seed_alone():
+  names = [f'class {i}' for i in range(40)]
+  order = source_lib.order_classes(names, seed=3)
+  assert sorted(order) == list(range(40))
+  assert order.tolist() != list(range(40))
+  assert source_lib.order_classes(names, seed=4).tolist() != order.tolist()
+  fewer = source_lib.order_classes(names[:39], seed=3)
+  assert fewer.tolist() == [i for i in order if i != 39]

@@ -1,0 +1,62 @@
+"""Small models that are compiled once for the whole directory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from msba_jax.models.backbones.conv import ConvNet, ConvSpec
+from msba_jax.models.controls import BackboneOnly, BatchFormer
+from msba_jax.models.msba import msba
+
+TINY = ConvSpec((4, 8), (1, 1), levels=2)
+
+
+def make_model(name, classes=5):
+  """A model of a few thousand parameters."""
+  backbone = ConvNet(TINY)
+  if name == 'msba':
+    return msba(
+      backbone, features=8, embedding=6, num_heads=2, num_classes=classes
+    )
+  kind = {'backbone': BackboneOnly, 'batchformer': BatchFormer}[name]
+  return kind(backbone, features=8, hidden=8, embedding=6, num_classes=classes)
+
+
+@functools.cache
+def initialised(name):
+  """The model and parameters, none of which is a special value."""
+  model = make_model(name)
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((2, 16, 16, 3)))[
+    'params'
+  ]
+  leaves, tree = jax.tree.flatten(params)
+  rng = np.random.default_rng(1)
+  leaves = [x + 0.1 * rng.normal(size=x.shape).astype('f4') for x in leaves]
+  return model, jax.tree.unflatten(tree, leaves)
+
+
+@functools.cache
+def applied(name):
+  """A compiled `apply(params, images, context)`."""
+  model, _ = initialised(name)
+  return jax.jit(
+    lambda params, images, context: model.apply(
+      {'params': params}, images, context=context
+    )
+  )
+
+
+@pytest.fixture
+def images(rng):
+  """Eight random images."""
+  return jnp.asarray(rng.normal(size=(8, 16, 16, 3)), jnp.float32)
+
+
+@pytest.fixture
+def run():
+  """`run(images, context)` of the small MSBA."""
+  _, params = initialised('msba')
+  return functools.partial(applied('msba'), params)
