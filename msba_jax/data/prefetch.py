@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from msba_jax.data.source import Source
@@ -29,7 +30,8 @@ def load_batch(source: Source, indices: np.ndarray) -> dict[str, np.ndarray]:
     indices: which images, (b,).
 
   Returns:
-    `image` uint8 (b, height, width, 3), `label` int32 (b,), `index` int64 (b,).
+    `image` uint8 (b, height, width, 3), or the pytree of arrays that the source
+    has in its place; `label` int32 (b,), `index` int64 (b,).
 
   Raises:
     InputError: an image cannot be decoded.
@@ -37,11 +39,11 @@ def load_batch(source: Source, indices: np.ndarray) -> dict[str, np.ndarray]:
   """
   indices = np.asarray(indices, np.int64)
   pictures = [source[i]['image'] for i in indices.tolist()]
-  shapes = {picture.shape for picture in pictures}
+  shapes = {np.shape(jax.tree.leaves(picture)[0]) for picture in pictures}
   if len(shapes) > 1:
     raise ValueError(f'images of a batch differ in shape: {sorted(shapes)}')
   return {
-    'image': np.stack(pictures),
+    'image': jax.tree.map(lambda *arrays: np.stack(arrays), *pictures),
     'label': np.asarray(source.labels[indices], np.int32),
     'index': indices,
   }

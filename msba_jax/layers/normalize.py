@@ -16,14 +16,14 @@ def safe_normalize(
 ) -> Float[Array, '...']:
   r"""Unit norm along an axis: x / √(Σ x² + ε).
 
-  The sum runs in float32. A zero vector gives zero and a finite gradient, where
-  dividing by `jnp.linalg.norm` gives NaN. Vectors are first scaled by their
-  largest entry, so that squares neither overflow nor vanish.
+  The sum runs in float32 or wider. A zero vector gives zero and a gradient of at
+  most 1 / √ε, where dividing by `jnp.linalg.norm` gives NaN. Large vectors are
+  scaled down first, so that their squares do not overflow.
 
   Args:
     inputs: vectors.
     axis: the axis that holds a vector.
-    epsilon: added inside the root, to the scaled vector.
+    epsilon: added inside the root.
 
   Returns:
     Vectors of unit norm in the dtype of the inputs.
@@ -33,10 +33,10 @@ def safe_normalize(
     >>> [[round(x, 4) for x in row] for row in unit.tolist()]
     [[0.6, 0.8], [0.0, 0.0]]
   """
-  vectors = inputs.astype(jnp.float32)
+  vectors = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
   peak = jax.lax.stop_gradient(
     jnp.max(jnp.abs(vectors), axis=axis, keepdims=True)
   )
-  vectors = vectors / jnp.where(peak > 0, peak, 1)
+  vectors = vectors / jnp.maximum(peak, 1)
   squares = jnp.sum(jnp.square(vectors), axis=axis, keepdims=True)
   return (vectors * jax.lax.rsqrt(squares + epsilon)).astype(inputs.dtype)

@@ -1,0 +1,1 @@
+"""Experiments, the training step and loop, checkpoints and runs."""

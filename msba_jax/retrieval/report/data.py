@@ -1,0 +1,223 @@
+"""What a report shows: arrays, strings and numbers, already computed.
+
+Rendering needs nothing else: no model, no source, no experiment. Whatever is
+None or empty is left out of the page, which then says so in a sentence.
+
+Attributes:
+  Estimate: a number, perhaps with its interval.
+  Mode: one way to embed, with its metrics.
+  Picture: an image with its name and its class.
+  Hit: one result of a query.
+  Answers: the best results of a query in one mode.
+  QueryResult: a query, its results, and its results after re-ranking.
+  AttentionMap: who looks at whom in a batch.
+  ClassRecall: recall@1 of the queries of one class.
+  Curve: a number over the steps of training.
+  CurvePanel: curves that share their axes.
+  ReportData: the whole report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+
+@dataclass(frozen=True)
+class Estimate:
+  """A number, with the interval it lies in where that is known.
+
+  Attributes:
+    value: the number.
+    low: lower end of the interval.
+    high: upper end of the interval.
+  """
+
+  value: float
+  low: float | None = None
+  high: float | None = None
+
+
+@dataclass(frozen=True)
+class Mode:
+  """One way to embed images, with what it reached.
+
+  Attributes:
+    name: its short name, such as 'solo'.
+    description: what it does, in one sentence without a full stop.
+    metrics: estimates by the metric's name, as fractions of one.
+    gains: paired differences to the report's first mode, by metric.
+  """
+
+  name: str
+  description: str = ''
+  metrics: Mapping[str, Estimate] = field(default_factory=dict)
+  gains: Mapping[str, Estimate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+  """An image with its name and its class.
+
+  Attributes:
+    image: RGB.
+    id: its name in the collection.
+    label: the name of its class; empty where it is not known.
+  """
+
+  image: UInt8[np.ndarray, 'height width 3']
+  id: str
+  label: str = ''
+
+
+@dataclass(frozen=True, eq=False)
+class Hit:
+  """One result of a query.
+
+  Attributes:
+    picture: the image that was found.
+    score: its similarity to the query.
+    correct: whether it has the query's class; None where nobody knows.
+  """
+
+  picture: Picture
+  score: float
+  correct: bool | None
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+  """The best results of a query in one mode.
+
+  Attributes:
+    hits: best first.
+    average_precision: of the query over the whole gallery.
+    first_right: rank of the first right result, from 1, in the whole
+      gallery or among `hits`; None where that is not known.
+  """
+
+  hits: tuple[Hit, ...]
+  average_precision: float | None = None
+  first_right: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class QueryResult:
+  """A query, its results, and its results after re-ranking.
+
+  Attributes:
+    query: the image that asks.
+    before: what the first mode answers.
+    after: what the re-ranking mode answers.
+  """
+
+  query: Picture
+  before: Answers
+  after: Answers | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMap:
+  """Who looks at whom in a batch.
+
+  Attributes:
+    pictures: the batch, images of a class side by side.
+    weights: how much image n (a row) reads from image m (a column).
+  """
+
+  pictures: tuple[Picture, ...]
+  weights: Float[np.ndarray, 'n n']
+
+
+@dataclass(frozen=True)
+class ClassRecall:
+  """Recall@1 of the queries of one class.
+
+  Attributes:
+    name: the class.
+    queries: how many ask.
+    before: the share of them whose first result is right.
+    after: the same after re-ranking.
+  """
+
+  name: str
+  queries: int
+  before: float
+  after: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+  """A number over the steps of training.
+
+  Attributes:
+    name: what it is called in the legend.
+    steps: steps, ascending.
+    values: the number at each step; what is not finite is not drawn.
+  """
+
+  name: str
+  steps: Int[np.ndarray, ' s']
+  values: Float[np.ndarray, ' s']
+
+
+@dataclass(frozen=True, eq=False)
+class CurvePanel:
+  """Curves that share their axes.
+
+  Attributes:
+    title: what the panel shows.
+    curves: at least one.
+    percent: whether values are fractions to be read in per cent.
+    smooth: whether the curves jump from step to step, so that a running mean
+      is drawn over them.
+  """
+
+  title: str
+  curves: tuple[Curve, ...]
+  percent: bool = False
+  smooth: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class ReportData:
+  """The whole report.
+
+  Attributes:
+    title: the headline.
+    description: what was done, in a sentence or two.
+    facts: short facts under the headline, (name, value).
+    modes: headline numbers; the first is the one others are compared with.
+    interval: how the intervals were computed, in one sentence.
+    before: name of the mode of `QueryResult.before`.
+    after: name of the mode of `QueryResult.after`; None without re-ranking.
+    queries: some queries.
+    queries_choice: how they were chosen, in one sentence.
+    hardest: queries with the lowest average precision, hardest first.
+    attention: one batch; None where no image looks at another.
+    classes: recall of each class.
+    panels: training curves.
+    configuration: (name, value) of every setting.
+    environment: (name, value) of versions, devices, commit.
+    command: what reproduces the report.
+  """
+
+  title: str
+  description: str = ''
+  facts: tuple[tuple[str, str], ...] = ()
+  modes: tuple[Mode, ...] = ()
+  interval: str = ''
+  before: str = 'solo'
+  after: str | None = None
+  queries: tuple[QueryResult, ...] = ()
+  queries_choice: str = ''
+  hardest: tuple[QueryResult, ...] = ()
+  attention: AttentionMap | None = None
+  classes: tuple[ClassRecall, ...] = ()
+  panels: tuple[CurvePanel, ...] = ()
+  configuration: tuple[tuple[str, str], ...] = ()
+  environment: tuple[tuple[str, str], ...] = ()
+  command: str = ''

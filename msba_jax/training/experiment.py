@@ -1,0 +1,302 @@
+"""What an experiment is, and how an experiment file becomes one.
+
+An experiment file is a Python file with a function `experiment()` that returns
+an `Experiment`. Numbers, names and the fields of the data configuration can be
+overridden on the command line (`--steps 100 --data.path photos`); the model,
+the losses and the augmentation are Python objects and change in the file.
+
+Attributes:
+  FILE_MODULE: begins the module name of a loaded file.
+  OptimizerConfig: rate, schedule, decay and clipping.
+  ContextDropout: how often a step hides its context.
+  EvaluationConfig: how a model is measured.
+  Origin: where an experiment was loaded from.
+  Experiment: all of it.
+  load_experiment: imports a file and applies overrides.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal, TypeVar
+
+import flax.linen as nn
+import tyro
+
+from msba_jax.data.errors import InputError
+from msba_jax.data.transforms import Augment
+from msba_jax.losses.term import LossTerm
+
+FILE_MODULE = 'msba_experiment_'
+
+_T = TypeVar('_T')
+_Internal = Annotated[_T, tyro.conf.Fixed, tyro.conf.Suppress]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW with warmup, a schedule and clipping.
+
+  Attributes:
+    learning_rate: the peak, reached after `warmup_steps`.
+    warmup_steps: length of the linear rise from zero.
+    schedule: what follows the warmup: `cosine` falls to zero at the last step.
+    weight_decay: of kernels and embeddings, not of biases, norms and scalars.
+    clip_norm: largest global norm of the gradient.
+    beta1: decay of the first moment.
+    beta2: decay of the second moment.
+  """
+
+  learning_rate: float = 1e-3
+  warmup_steps: int = 100
+  schedule: Literal['cosine', 'constant'] = 'cosine'
+  weight_decay: float = 1e-4
+  clip_norm: float = 1.0
+  beta1: float = 0.9
+  beta2: float = 0.999
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextDropout:
+  """How often a training step hides its context.
+
+  Attributes:
+    solo: probability that the images see nothing but themselves.
+    memory: probability that they see the memory instead of the batch.
+  """
+
+  solo: float = 0.2
+  memory: float = 0.3
+
+  def __post_init__(self):
+    solo, memory = self.solo, self.memory
+    if min(solo, memory) < 0 or solo + memory > 1:
+      raise ValueError(f'{solo=} and {memory=} must be >= 0 and sum to <= 1')
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+  """How a model is measured.
+
+  Attributes:
+    batch_size: images per step of embedding.
+    neighbours: gallery images in the context of the mode `neighbours`.
+    metric: what the best checkpoint is best at.
+  """
+
+  batch_size: int = 256
+  neighbours: int = 20
+  metric: str = 'map@r'
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """Where an experiment was loaded from.
+
+  Attributes:
+    source: an experiment file or the name of a module.
+    overrides: the command line's changes to it.
+  """
+
+  source: str
+  overrides: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Everything that decides the numbers of a run, and how it is watched.
+
+  Attributes:
+    name: of the runs.
+    model: returns `(embeddings, out)`.
+    losses: terms of the sum that is minimised.
+    data: a configuration whose `open()` returns the splits.
+    classes_per_batch: classes in a batch.
+    images_per_class: images of each of them.
+    augment: changes one image; None leaves images as they are.
+    mean: of the channels, for images in [0, 1]. Only uint8 images are
+      normalised; cached features reach the model untouched.
+    std: likewise.
+    optimizer: see `OptimizerConfig`.
+    steps: length of the training.
+    seed: decides initialisation, batches, augmentation and contexts.
+    memory_size: slots of the memory, one for each of the first training
+      classes; 0 for none: the batch is seen where the memory would have been.
+    context_dropout: see `ContextDropout`.
+    ema_decay: of the moving average of the parameters; 0 for none.
+    evaluate_every: steps between evaluations on the validation split; 0 for
+      none.
+    checkpoint_every: steps between checkpoints.
+    log_every: steps between lines of the log.
+    evaluation: see `EvaluationConfig`.
+    frozen_backbone: a finished run whose backbone is taken as it is; what
+      follows it is trained on its grids, which are computed once. '' trains the
+      backbone as well.
+    frozen_views: how many views of each training image have their grids
+      computed: the first is plain, the others are augmented.
+    origin: set by `load_experiment`.
+  """
+
+  name: str
+  model: _Internal[nn.Module]
+  losses: _Internal[tuple[LossTerm, ...]]
+  data: Any
+  classes_per_batch: int = 16
+  images_per_class: int = 4
+  augment: _Internal[Augment | None] = None
+  mean: _Internal[tuple[float, ...]] = (0.5, 0.5, 0.5)
+  std: _Internal[tuple[float, ...]] = (0.25, 0.25, 0.25)
+  optimizer: OptimizerConfig = OptimizerConfig()
+  steps: int = 1000
+  seed: int = 0
+  memory_size: int = 0
+  context_dropout: ContextDropout = ContextDropout()
+  ema_decay: float = 0.999
+  evaluate_every: int = 0
+  checkpoint_every: int = 500
+  log_every: int = 50
+  evaluation: EvaluationConfig = EvaluationConfig()
+  frozen_backbone: str = ''
+  frozen_views: int = 4
+  origin: _Internal[Origin | None] = None
+
+  def __post_init__(self):
+    for field in (
+      'classes_per_batch',
+      'images_per_class',
+      'steps',
+      'checkpoint_every',
+      'log_every',
+      'frozen_views',
+    ):
+      if getattr(self, field) < 1:
+        raise ValueError(f'{field}={getattr(self, field)} must be at least 1')
+    for field in ('seed', 'memory_size', 'evaluate_every'):
+      if getattr(self, field) < 0:
+        raise ValueError(f'{field}={getattr(self, field)} must not be negative')
+    if not 0 <= self.ema_decay < 1:
+      raise ValueError(f'ema_decay={self.ema_decay} must be in [0, 1)')
+
+  @property
+  def batch_size(self) -> int:
+    """Images of a global batch."""
+    return self.classes_per_batch * self.images_per_class
+
+
+def load_experiment(
+  source: str | Path, overrides: Sequence[str] = ()
+) -> Experiment:
+  """Imports an experiment file and applies the command line's overrides.
+
+  Args:
+    source: path of a Python file, or the dotted name of a module.
+    overrides: command-line words, such as `['--steps', '100']`.
+
+  Returns:
+    The experiment, with its origin noted.
+
+  Raises:
+    InputError: the file is missing, does not define `experiment()`, or an
+      override does not fit.
+    SystemExit: the overrides ask for `--help`.
+  """
+  module = _import(str(source))
+  make = getattr(module, 'experiment', None)
+  if not callable(make):
+    raise InputError(
+      f'{source} defines no function experiment(); add one that returns an '
+      'Experiment'
+    )
+  made = make()
+  if not isinstance(made, Experiment):
+    raise InputError(
+      f'experiment() in {source} returned {type(made).__name__}; it must '
+      'return an Experiment'
+    )
+  made = _override(made, source=str(source), overrides=overrides)
+  origin = Origin(source=str(source), overrides=tuple(overrides))
+  return dataclasses.replace(made, origin=origin)
+
+
+def _import(source: str) -> ModuleType:
+  """The module behind a path or a dotted name."""
+  if not source.endswith('.py') and not Path(source).exists():
+    try:
+      return importlib.import_module(source)
+    except ModuleNotFoundError as error:
+      if error.name is None or not source.startswith(error.name):
+        raise
+      raise InputError(
+        f'experiment {source}: no such file and no such module; give the '
+        'path of a Python file that defines experiment()'
+      ) from error
+  path = Path(source).resolve()
+  if not path.is_file():
+    raise InputError(
+      f'experiment file {source} does not exist; give the path of a Python '
+      'file that defines experiment()'
+    )
+  digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+  name = FILE_MODULE + digest
+  spec = importlib.util.spec_from_file_location(name, path)
+  if spec is None or spec.loader is None:
+    raise InputError(f'experiment file {source} is no Python file (.py)')
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module
+  try:
+    spec.loader.exec_module(module)
+  except SyntaxError as error:
+    raise InputError(
+      f'experiment file {source}, line {error.lineno}: {error.msg}; correct '
+      'the syntax'
+    ) from error
+  return module
+
+
+def _override(
+  experiment: Experiment, *, source: str, overrides: Sequence[str]
+) -> Experiment:
+  """Applies overrides; tyro's complaint becomes one sentence."""
+  said = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(said):
+      return tyro.cli(
+        Experiment,
+        default=experiment,
+        args=list(overrides),
+        prog=source,
+        description='Fields of the experiment that can be overridden.',
+      )
+  except SystemExit as stop:
+    if not stop.code:
+      raise
+    complaint = ' '.join(_complaint(said.getvalue()).split())
+    raise InputError(
+      f'override of {source}: {complaint.rstrip(".")}; see --help for its '
+      'fields'
+    ) from None
+  except ValueError as error:
+    raise InputError(f'override of {source}: {error}') from error
+
+
+def _complaint(text: str) -> str:
+  """The first paragraph of tyro's framed message, without its frame.
+
+  A frame is drawn with Unicode around its title, or with ASCII below it.
+  """
+  paragraphs = [['']]
+  for line in text.splitlines():
+    line = line.strip('│| ')
+    if line.startswith('╭') or not line.strip('─-'):
+      paragraphs.append([])
+    else:
+      paragraphs[-1].append(line)
+  said = [' '.join(lines) for lines in paragraphs if any(lines)]
+  return said[0] if '╭' in text or len(said) == 1 else said[1]

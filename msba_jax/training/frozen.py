@@ -1,0 +1,256 @@
+"""Training heads on the grids of a backbone that is not trained any more.
+
+Where only heads differ, the backbone of a finished run is kept as it is: its
+grids are computed once for every image, plain and under a few augmentations,
+written beside that run, and found again by every later training. The weights
+that such a training leaves hold the backbone as well, so that its run embeds
+images as any other does.
+
+Attributes:
+  FeatureSource: grids in place of pictures.
+  Frozen: an experiment on grids, and the parameters that it leaves alone.
+  freeze: computes what is missing.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from msba_jax.data.errors import InputError
+from msba_jax.data.prefetch import batches
+from msba_jax.data.source import Evaluation, Fingerprinted, Source, Splits
+from msba_jax.data.transforms import normalize_image
+from msba_jax.models.backbones.precomputed import Precomputed
+from msba_jax.retrieval.directory import (
+  atomic_directory,
+  read_manifest,
+  write_manifest,
+)
+from msba_jax.retrieval.fingerprint import model_fingerprint
+from msba_jax.training.configuration import describe
+from msba_jax.training.experiment import Experiment
+from msba_jax.training.manifest import MANIFEST
+from msba_jax.training.weights import load_weights
+
+_BATCH = 256
+
+
+class FeatureSource:
+  """Grids of a frozen backbone, with the labels of the images.
+
+  Views follow each other: image i under view v stands at v · n + i.
+
+  Args:
+    levels: memory-mapped grids, (views · n, y, x, d) each.
+    source: the images they were computed from.
+  """
+
+  def __init__(self, levels: tuple[np.ndarray, ...], source: Source):
+    views = len(levels[0]) // len(source)
+    self._levels = levels
+    self.labels = np.tile(source.labels, views)
+    self.class_names = source.class_names
+    self.ids = tuple(
+      image if view == 0 else f'{image} (view {view})'
+      for view in range(views)
+      for image in source.ids
+    )
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def __getitem__(self, index: int) -> Any:
+    """The grids stand where a picture does."""
+    grids = tuple(np.asarray(level[index]) for level in self._levels)
+    return {'image': grids, 'label': int(self.labels[index])}
+
+
+class Frozen(NamedTuple):
+  """What `freeze` returns.
+
+  Attributes:
+    experiment: the same, with a model that takes grids.
+    splits: grids in place of pictures; the test split is left as it is.
+    backbone: the parameters that are not trained.
+    digest: of these parameters.
+  """
+
+  experiment: Experiment
+  splits: Splits
+  backbone: Any
+  digest: str
+
+
+def freeze(
+  experiment: Experiment, splits: Splits, *, progress: bool = True
+) -> Frozen:
+  """Takes the backbone of a finished run and computes its grids.
+
+  Args:
+    experiment: with `frozen_backbone` set; its model has the same backbone.
+    splits: the images.
+    progress: whether bars are shown.
+
+  Returns:
+    What to train instead.
+
+  Raises:
+    InputError: there is no finished run, its backbone is another, or a source
+      cannot tell what its pictures depend on.
+  """
+  run = Path(experiment.frozen_backbone)
+  backbone = _read_backbone(run, experiment)
+  digest = model_fingerprint(
+    experiment.model.backbone, backbone, experiment.mean, experiment.std
+  )
+  compute = functools.partial(
+    _features, experiment, backbone, digest, run / 'features', progress
+  )
+  train = compute(splits.train, views=experiment.frozen_views)
+  queries, gallery = splits.validation
+  validation = Evaluation(
+    compute(queries, views=1),
+    None if gallery is None else compute(gallery, views=1),
+  )
+  return Frozen(
+    dataclasses.replace(
+      experiment,
+      model=experiment.model.clone(backbone=Precomputed()),
+      augment=None,
+    ),
+    Splits(train, validation, splits.test),
+    backbone,
+    digest,
+  )
+
+
+def _read_backbone(run: Path, experiment: Experiment) -> Any:
+  """The backbone's parameters, if they fit the experiment's backbone."""
+  if not (run / 'weights' / MANIFEST).exists():
+    raise InputError(
+      f'frozen_backbone {run} holds no finished run; give the directory of one'
+    )
+  found = load_weights(run / 'weights')['params'].get('backbone')
+  size = experiment.data.size
+  expected = jax.eval_shape(
+    experiment.model.backbone.init,
+    jax.random.key(0),
+    jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
+  )['params']
+  shapes = [
+    {
+      jax.tree_util.keystr(path): np.shape(leaf)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for tree in (found, expected)
+  ]
+  if shapes[0] != shapes[1]:
+    wrong = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))[0]
+    raise InputError(
+      f'frozen_backbone {run} has another backbone than {experiment.name} '
+      f'({wrong[0]} differs); use the same backbone in both'
+    )
+  return found
+
+
+def _features(
+  experiment: Experiment,
+  backbone: Any,
+  digest: str,
+  directory: Path,
+  progress: bool,
+  source: Source,
+  *,
+  views: int,
+) -> FeatureSource:
+  """Opens the grids of a source, computed before or now."""
+  if not isinstance(source, Fingerprinted):
+    raise InputError(
+      f'the data of {experiment.name} cannot tell what its pictures depend on; '
+      'set data.cache_dir'
+    )
+  augment = describe(experiment.augment) if views > 1 else None
+  facts = [source.fingerprint(), digest, views, augment]
+  key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+  goal = directory / key
+  if not (goal / MANIFEST).exists():
+    with atomic_directory(goal) as partial:
+      _write(experiment, backbone, source, partial, views, progress)
+      write_manifest(partial, {'views': views, 'backbone': digest})
+  # Computed a moment ago or before: the hashes are those of what was written.
+  files = sorted(read_manifest(goal)['files'])
+  levels = tuple(np.load(goal / name, mmap_mode='r') for name in files)
+  return FeatureSource(levels, source)
+
+
+def _write(
+  experiment: Experiment,
+  backbone: Any,
+  source: Source,
+  directory: Path,
+  views: int,
+  progress: bool,
+) -> None:
+  """Computes all views of all images, one file a level."""
+  levels: list[np.ndarray] = []
+  compute = _compile(experiment)
+  steps = -(-len(source) // _BATCH)
+
+  def plan(step: int) -> np.ndarray:
+    first = step * _BATCH
+    return np.minimum(np.arange(first, first + _BATCH), len(source) - 1)
+
+  with tqdm(
+    total=views * len(source), desc='features', unit='image',
+    disable=not progress,
+  ) as bar:  # fmt: skip
+    for view in range(views):
+      for batch in batches(source, plan, start=0, stop=steps, threads=1):
+        start = batch['step'] * _BATCH
+        count = min(_BATCH, len(source) - start)
+        indices = batch['index'].astype(np.int32)
+        grids = compute(backbone, batch['image'], indices, np.int32(view))
+        for i, grid in enumerate(jax.device_get(grids)):
+          if len(levels) == i:
+            levels.append(
+              np.lib.format.open_memmap(
+                directory / f'level_{i}.npy',
+                mode='w+',
+                dtype=np.float16,
+                shape=(views * len(source), *grid.shape[1:]),
+              )
+            )
+          row = view * len(source) + start
+          levels[i][row : row + count] = grid[:count]
+        bar.update(count)
+  for level in levels:
+    level.flush()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _compile(experiment: Experiment) -> Any:
+  """`(params, images, indices, view) → grids`; view 0 is the plain image."""
+
+  @jax.jit
+  def compute(params: Any, images: Any, indices: Any, view: Any) -> Any:
+    pixels = images.astype(jnp.float32)
+    if experiment.augment is not None:
+      key = jax.random.fold_in(jax.random.key(0), view)
+      keys = jax.vmap(functools.partial(jax.random.fold_in, key))(indices)
+      changed = jax.vmap(experiment.augment)(keys, images)
+      pixels = jnp.where(view > 0, changed.astype(jnp.float32), pixels)
+    grids = experiment.model.backbone.apply(
+      {'params': params},
+      normalize_image(pixels, mean=experiment.mean, std=experiment.std),
+      train=False,
+    )
+    return jax.tree.map(lambda grid: grid.astype(jnp.float16), grids)
+
+  return compute

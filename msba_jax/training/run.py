@@ -1,0 +1,258 @@
+"""Runs: an experiment trained into a directory, and what is asked of it later.
+
+A run directory holds
+
+    experiment.py    a copy of the experiment file
+    run.json         overrides, configuration hash, commit, versions, machine
+    metrics.jsonl    one line per logged step
+    tensorboard/     the same for TensorBoard
+    checkpoints/     the last ones, and the best on the validation split
+    weights/         the final moving average and the memory
+    evaluation.json  scores, by split and mode
+
+Attributes:
+  Run: a finished run.
+  load_run: opens a finished run.
+  evaluate_run: scores it.
+  run_directory: where the runs of an experiment lie by convention.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from msba_jax.data.errors import InputError
+from msba_jax.models.context import MemoryBank
+from msba_jax.retrieval.embed import Embedder
+from msba_jax.retrieval.evaluate import (
+  Mode,
+  average,
+  batch_sensitivity,
+  evaluate_modes,
+)
+from msba_jax.training.configuration import configuration_hash
+from msba_jax.training.experiment import Experiment, load_experiment
+from msba_jax.training.manifest import MANIFEST, write_json
+from msba_jax.training.weights import load_weights
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+  """A finished run.
+
+  Attributes:
+    experiment: what was trained.
+    directory: where it stands.
+    params: the moving average of the parameters, on the host.
+    memory: the memory as the training left it, or None.
+  """
+
+  experiment: Experiment
+  directory: Path
+  params: Any
+  memory: MemoryBank | None
+
+  @functools.cached_property
+  def embedder(self) -> Embedder:
+    """The model, ready to embed images."""
+    return make_embedder(self.experiment, self.params)
+
+  @property
+  def fingerprint(self) -> str:
+    """SHA-256 over model, parameters and normalisation."""
+    return self.embedder.fingerprint
+
+
+def make_embedder(experiment: Experiment, params: Any) -> Embedder:
+  """The model of an experiment with the given parameters."""
+  return Embedder(
+    model=experiment.model,
+    params=params,
+    mean=experiment.mean,
+    std=experiment.std,
+  )
+
+
+def run_directory(root: str | Path, experiment: Experiment) -> Path:
+  """Where a run lies by convention: `<root>/<name>/seed<seed>`."""
+  return Path(root) / experiment.name / f'seed{experiment.seed}'
+
+
+def load_run(
+  directory: str | Path, experiment: Experiment | None = None
+) -> Run:
+  """Opens a finished run.
+
+  Args:
+    directory: of the run.
+    experiment: what was trained there; by default the directory's own copy of
+      the experiment file and its overrides say it.
+
+  Returns:
+    The run, with its parameters on the host.
+
+  Raises:
+    InputError: there is no run, it is not finished, or it was changed.
+  """
+  directory = Path(directory)
+  record = read_record(directory)
+  if not (directory / 'weights' / MANIFEST).exists():
+    raise InputError(
+      f'the run {directory} is not finished; give its `msba train` command '
+      'again to go on with it'
+    )
+  if experiment is None:
+    experiment = _experiment_of(directory, record)
+  found = configuration_hash(experiment)
+  if found != record['configuration']:
+    raise InputError(
+      f'the run {directory} was trained with configuration '
+      f'{record["configuration"][:12]}, its experiment now has {found[:12]}; '
+      'use the code and the experiment file that trained it'
+    )
+  weights = load_weights(directory / 'weights')
+  memory = MemoryBank(**weights['memory']) if 'memory' in weights else None
+  return Run(experiment, directory, weights['params'], memory)
+
+
+class RunEvaluation(NamedTuple):
+  """What a run reached on one split.
+
+  Attributes:
+    scores: by mode, by metric: the mean over the queries.
+    per_query: by mode, by metric: one number for each query.
+    labels: class of each query.
+    ids: name of each query.
+    batch_sensitivity: see `msba_jax.retrieval.sensitivity`.
+  """
+
+  scores: dict[Mode, dict[str, float]]
+  per_query: dict[Mode, dict[str, np.ndarray]]
+  labels: np.ndarray
+  ids: tuple[str, ...]
+  batch_sensitivity: float
+
+
+def available_modes(run: Run) -> tuple[Mode, ...]:
+  """The modes that can be told apart for the model of a run."""
+  modes: list[Mode] = ['solo']
+  if run.experiment.model.contextual:
+    modes.append('neighbours')
+    if run.memory is not None:
+      modes.append('memory')
+  return (*modes, 'refinement')
+
+
+def evaluate_run(
+  run: Run,
+  *,
+  split: Literal['validation', 'test'] = 'validation',
+  modes: Sequence[Mode] | None = None,
+  progress: bool = True,
+) -> RunEvaluation:
+  """Scores a run on classes that it never saw, and notes `evaluation.json`.
+
+  Args:
+    run: from `load_run` or `train`.
+    split: choices are made on `validation`; `test` is looked at once.
+    modes: how images are asked; all that apply by default.
+    progress: whether bars are shown.
+
+  Returns:
+    Means and the scores of each query.
+
+  Raises:
+    InputError: the data cannot be read, or the run has no memory for the mode
+      `memory`.
+  """
+  modes = available_modes(run) if modes is None else modes
+  if 'memory' in modes and run.memory is None:
+    raise InputError(
+      f'the run {run.directory} has no memory; leave out the mode memory or '
+      'train with --memory-size'
+    )
+  config, splits = run.experiment.evaluation, run.experiment.data.open()
+  evaluation = splits.validation if split == 'validation' else splits.test
+  per_query = evaluate_modes(
+    run.embedder,
+    evaluation,
+    modes=modes,
+    memory=None if run.memory is None else run.memory.context(),
+    batch_size=config.batch_size,
+    neighbours=config.neighbours,
+    progress=progress,
+  )
+  queries = evaluation.queries
+  result = RunEvaluation(
+    scores={mode: average(scores) for mode, scores in per_query.items()},
+    per_query=per_query,
+    labels=np.asarray(queries.labels),
+    ids=tuple(queries.ids),
+    batch_sensitivity=batch_sensitivity(
+      run.embedder,
+      queries,
+      batch_size=run.experiment.batch_size,
+      progress=progress,
+    ),
+  )
+  _note(run.directory / 'evaluation.json', split, result)
+  return result
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+  """What `run.json` says.
+
+  Args:
+    directory: of the run.
+
+  Returns:
+    `name`, `seed`, `source`, `overrides`, `configuration`, `parameters`, …
+
+  Raises:
+    InputError: there is no run, or the file is broken.
+  """
+  path = directory / 'run.json'
+  try:
+    record = json.loads(path.read_text(encoding='utf-8'))
+    _ = record['configuration'], record['source'], record['overrides']
+  except FileNotFoundError:
+    raise InputError(
+      f'{directory} holds no run (no run.json); give the directory that '
+      '`msba train` wrote'
+    ) from None
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise InputError(
+      f'{path} is unreadable ({error}); train the run again'
+    ) from error
+  return record
+
+
+def _experiment_of(directory: Path, record: dict[str, Any]) -> Experiment:
+  source = record['source']
+  if source is None:
+    raise InputError(
+      f'the run {directory} was trained from Python, without an experiment '
+      'file; pass its experiment to load_run'
+    )
+  if source == 'experiment.py':
+    source = directory / source
+  return load_experiment(source, record['overrides'])
+
+
+def _note(path: Path, split: str, result: RunEvaluation) -> None:
+  """Adds a split to `evaluation.json`; other splits stay."""
+  try:
+    noted = json.loads(path.read_text(encoding='utf-8'))
+  except (FileNotFoundError, ValueError):
+    noted = {}
+  noted[split] = {
+    'queries': len(result.ids),
+    'batch_sensitivity': result.batch_sensitivity,
+    'scores': result.scores,
+  }
+  write_json(path, noted)

@@ -1,0 +1,94 @@
+"""Everything that a training changes, as one pytree.
+
+Attributes:
+  TrainState: parameters, optimiser, moving average, memory, step.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jaxtyping import Array, Bool, Int
+
+from msba_jax.models import context as contexts
+from msba_jax.training.experiment import Experiment
+
+
+@struct.dataclass
+class TrainState:
+  """What goes into a step and comes out of it.
+
+  Attributes:
+    step: steps done.
+    finite: False once a loss was not finite; no step changes the state then.
+    params: parameters of the model.
+    opt_state: of the optimiser.
+    ema: moving average of the parameters.
+    memory: a moving average of the regions of each class, or None.
+  """
+
+  step: Int[Array, '']
+  finite: Bool[Array, '']
+  params: Any
+  opt_state: Any
+  ema: Any
+  memory: contexts.MemoryBank | None
+
+
+def create_state(
+  experiment: Experiment,
+  optimizer: optax.GradientTransformation,
+  images: Any,
+) -> TrainState:
+  """The state before the first step, a function of the seed.
+
+  Args:
+    experiment: the model and the sizes.
+    optimizer: from `make_optimizer`.
+    images: a few model inputs, for their shapes.
+
+  Returns:
+    The state, on the default device.
+  """
+  model = experiment.model
+
+  def create(images):
+    key = jax.random.key(experiment.seed)
+    params = model.init(key, images, context=contexts.solo)['params']
+    memory = None
+    if experiment.memory_size:
+      regions = model.apply({'params': params}, images, method='encode')
+      levels, _, number, features = regions.shape
+      memory = contexts.create_memory(
+        experiment.memory_size,
+        levels=levels,
+        regions=number,
+        features=features,
+      )
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      finite=jnp.ones((), bool),
+      params=params,
+      opt_state=optimizer.init(params),
+      ema=jax.tree.map(jnp.copy, params),
+      memory=memory,
+    )
+
+  # It runs once: what is saved by optimising the code is less than it costs.
+  fast = {'xla_backend_optimization_level': 0}
+  return jax.jit(create, compiler_options=fast)(images)
+
+
+def parameter_count(params: Any) -> int:
+  """How many numbers a model has.
+
+  Args:
+    params: a pytree of arrays or shapes.
+
+  Returns:
+    The sum of the sizes of its leaves.
+  """
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
