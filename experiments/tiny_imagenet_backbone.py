@@ -4,7 +4,7 @@ Trained from scratch it is also the backbone that the other two experiments take
 as it is: `--frozen-backbone runs/tiny_imagenet_backbone/seed0`. Measured
 results: docs/results.md.
 
-  msba train experiments/tiny_imagenet_backbone.py --data.path photographs.zip
+  msba train experiments/tiny_imagenet_backbone.py --data.path photos.zip
 """
 
 import functools
@@ -20,6 +20,6 @@ def experiment() -> Experiment:
   """Backbone, pooled and projected; normalised softmax over classes."""
   return photographs(
     'tiny_imagenet_backbone',
-    BackboneOnly(ConvNet(BACKBONE), num_classes=CLASSES),
+    BackboneOnly(ConvNet(BACKBONE), hidden=305, num_classes=CLASSES),
     solo_losses(functools.partial(normalized_softmax, smoothing=0.1)),
   )
