@@ -104,6 +104,8 @@ def _object(value: Any) -> Any:
 
 def _function(function: FunctionType) -> Any:
   """Name, source where the name says nothing, and what it closes over."""
+  if function.__globals__.get('__name__', '').startswith('jaxtyping.'):
+    return describe(inspect.unwrap(function))  # checks its types, no more
   name = _name(function)
   source = ''
   if '<' in name:  # a lambda or a local function

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Array, Bool, Int
 
 from msba_jax.models import context as contexts
 from msba_jax.training.experiment import Experiment
@@ -21,21 +20,23 @@ from msba_jax.training.experiment import Experiment
 class TrainState:
   """What goes into a step and comes out of it.
 
+  Leaves are arrays on devices or on the host, or only shapes.
+
   Attributes:
-    step: steps done.
+    step: steps done, an int32 scalar.
     finite: False once a loss was not finite; no step changes the state then.
     params: parameters of the model.
     opt_state: of the optimiser.
     ema: moving average of the parameters.
-    memory: a moving average of the regions of each class, or None.
+    memory: a `MemoryBank` with the regions of each class, or None.
   """
 
-  step: Int[Array, '']
-  finite: Bool[Array, '']
+  step: Any
+  finite: Any
   params: Any
   opt_state: Any
   ema: Any
-  memory: contexts.MemoryBank | None
+  memory: Any
 
 
 def create_state(

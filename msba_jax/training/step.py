@@ -76,7 +76,7 @@ def make_step(
     (loss, (terms, regions)), gradients = jax.value_and_grad(
       loss_of, has_aux=True
     )(state.params)
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
 
     def move(state):

@@ -116,10 +116,9 @@ def test_an_unusable_step_gives_way_to_the_one_before(tmp_path, damage):
     _files(step)[0].unlink()
   else:
     (step / 'stray').write_text('')
-  with (
-    pytest.warns(UserWarning, match='skipping checkpoint 2'),
-    Checkpoints(tmp_path) as checkpoints,
-  ):
+  with pytest.warns(UserWarning, match='skipping checkpoint 2'):
+    checkpoints = Checkpoints(tmp_path)
+  with checkpoints:
     assert checkpoints.latest == 1
     _assert_equal(checkpoints.restore(_tree(0)), _tree(1))
     checkpoints.save(2, _tree(7))  # the run comes by again
@@ -130,10 +129,9 @@ def test_an_unusable_step_gives_way_to_the_one_before(tmp_path, damage):
 
 def test_no_good_step_is_none(tmp_path):
   (tmp_path / '4').mkdir()
-  with (
-    pytest.warns(UserWarning, match='4 was not finished'),
-    Checkpoints(tmp_path) as checkpoints,
-  ):
+  with pytest.warns(UserWarning, match='4 was not finished'):
+    checkpoints = Checkpoints(tmp_path)
+  with checkpoints:
     assert checkpoints.latest is None
     with pytest.raises(InputError, match='has no checkpoint'):
       checkpoints.restore(_tree(0))

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import pytest
 
 from msba_jax.training.experiment import load_experiment
@@ -24,4 +25,4 @@ def small_run(tmp_path_factory):
   """A finished run of the small experiment, trained without interruption."""
   directory = tmp_path_factory.mktemp('runs') / 'small'
   experiment = load_experiment(SMALL, ['--evaluate-every', '3'])
-  return train(experiment, directory, progress=False)
+  return train(experiment, directory, devices=jax.devices()[:2], progress=False)

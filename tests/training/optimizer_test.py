@@ -39,7 +39,7 @@ def test_no_warmup():
 
 def test_a_warmup_that_does_not_end_is_refused():
   config = OptimizerConfig(warmup_steps=100)
-  with pytest.raises(ValueError, match='warmup_steps=100 .* less than steps'):
+  with pytest.raises(ValueError, match=r'warmup_steps=100 .* less than steps'):
     make_optimizer(config, steps=100)
 
 

@@ -1,0 +1,87 @@
+"""Images per second of a training step, and its share spent waiting for data.
+
+    python benchmarks/training.py EXPERIMENT [--steps 100] [overrides]
+
+Trains an experiment for some steps into a temporary directory, as `msba train`
+does, and reads what the run itself logged; the first line, in which the step
+compiles, is left out. Beside it stands the compiled step alone, on one batch
+that lies on the device: what the loop adds to it is the ratio.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from msba_jax.data.prefetch import load_batch
+from msba_jax.training.experiment import load_experiment
+from msba_jax.training.fit import plan_indices
+from msba_jax.training.loop import train
+from msba_jax.training.mesh import (
+  data_mesh,
+  global_batch,
+  host_copy,
+  replicated,
+)
+from msba_jax.training.optimizer import make_optimizer
+from msba_jax.training.record import read_metrics
+from msba_jax.training.state import create_state
+from msba_jax.training.step import compile_step, make_step
+
+
+def bare_step(experiment, repeats=20):
+  """Median seconds of the compiled step on one batch."""
+  source = experiment.data.open().train
+  batch = load_batch(source, plan_indices(experiment, source)(0))
+  size = experiment.batch_size
+  mesh = data_mesh(jax.devices()[:1])
+  arrays = {
+    'image': batch['image'],
+    'label': batch['label'],
+    'index': batch['index'].astype(np.int32),
+    'valid': np.ones(size, bool),
+  }
+  batch = global_batch(mesh, arrays, size=size)
+  optimizer = make_optimizer(experiment.optimizer, steps=experiment.steps)
+  state = create_state(experiment, optimizer, arrays['image'][:1])
+  state = jax.device_put(host_copy(state), replicated(mesh))
+  step = compile_step(make_step(experiment, optimizer), mesh)
+  seconds = []
+  for _ in range(repeats + 1):
+    start = time.perf_counter()
+    state, metrics = step(state, batch)
+    jax.block_until_ready(metrics)
+    seconds.append(time.perf_counter() - start)
+  return statistics.median(seconds[1:])
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('experiment')
+  parser.add_argument('--steps', type=int, default=100)
+  options, overrides = parser.parse_known_args()
+  overrides += ['--steps', str(options.steps), '--log-every', '10']
+  overrides += ['--checkpoint-every', str(options.steps)]
+  overrides += ['--evaluate-every', '0']
+  experiment = load_experiment(options.experiment, overrides)
+  with tempfile.TemporaryDirectory() as directory:
+    train(experiment, f'{directory}/run', devices=jax.devices()[:1])
+    rows = read_metrics(f'{directory}/run')
+  rows = [row for row in rows if row['phase'] == 'train'][1:]
+  speed = statistics.median(row['images_per_second'] for row in rows)
+  wait = statistics.median(row['data_wait'] for row in rows)
+  bare = experiment.batch_size / bare_step(experiment)
+  print(f'{experiment.name}: {jax.devices()[0].device_kind}, one device')
+  print(f'  {speed:.1f} images/s in training, median of {len(rows)} intervals')
+  print(f'  {100 * wait:.2f} % of the time waiting for data')
+  print(
+    f'  {bare:.1f} images/s of the compiled step alone, ratio '
+    f'{speed / bare:.3f}'
+  )
+
+
+if __name__ == '__main__':
+  main()

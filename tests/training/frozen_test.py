@@ -1,0 +1,166 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from msba_jax.data.errors import InputError
+from msba_jax.data.source import Evaluation, Splits
+from msba_jax.losses import solo_losses, supervised_contrastive
+from msba_jax.models.backbones.conv import ConvNet, ConvSpec
+from msba_jax.models.controls import BackboneOnly
+from msba_jax.training.experiment import load_experiment
+from msba_jax.training.frozen import freeze
+from msba_jax.training.loop import train
+from msba_jax.training.run import load_run, read_record
+from tests.training.conftest import SMALL
+
+
+class Named:
+  """A source that can say what its pictures depend on."""
+
+  def __init__(self, source, name):
+    self._source, self._name = source, name
+    self.labels, self.ids = source.labels, source.ids
+    self.class_names = source.class_names
+
+  def __len__(self):
+    return len(self._source)
+
+  def __getitem__(self, index):
+    return self._source[index]
+
+  def fingerprint(self):
+    return self._name
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedData:
+  """The small experiment's images, with fingerprints."""
+
+  inner: object
+  size: int = 16
+
+  def open(self):
+    splits = self.inner.open()
+    return Splits(
+      Named(splits.train, 'train'),
+      Evaluation(Named(splits.validation.queries, 'validation'), None),
+      splits.test,
+    )
+
+
+def make_experiment(**changes):
+  base = load_experiment(SMALL)
+  return dataclasses.replace(
+    base,
+    model=BackboneOnly(
+      ConvNet(ConvSpec((4, 6), (1, 1), levels=2)),
+      features=4, hidden=4, embedding=4,
+    ),
+    losses=solo_losses(supervised_contrastive),
+    data=NamedData(base.data),
+    evaluate_every=3,
+    origin=None,
+    **changes,
+  )  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def backbone_run(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('frozen') / 'backbone'
+  return train(
+    make_experiment(), directory, devices=jax.devices()[:1], progress=False
+  )
+
+
+@pytest.fixture(scope='module')
+def head(backbone_run):
+  """An experiment on the frozen backbone, and its finished run."""
+  experiment = make_experiment(
+    frozen_backbone=str(backbone_run.directory), frozen_views=2, seed=1
+  )
+  directory = backbone_run.directory.with_name('head')
+  run = train(experiment, directory, devices=jax.devices()[:1], progress=False)
+  return experiment, run
+
+
+def test_the_backbone_is_left_alone_and_the_head_is_trained(backbone_run, head):
+  _, run = head
+  before, after = backbone_run.params, run.params
+  for a, b in zip(
+    jax.tree.leaves(before['backbone']),
+    jax.tree.leaves(after['backbone']),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
+  moved = np.abs(before['embed']['kernel'] - after['embed']['kernel'])
+  assert moved.max() > 1e-4
+  record = read_record(run.directory)
+  whole = read_record(backbone_run.directory)['parameters']
+  frozen = sum(x.size for x in jax.tree.leaves(before['backbone']))
+  assert record['parameters'] == whole - frozen
+  assert len(record['frozen_backbone']) == 64
+
+
+def test_the_run_embeds_images_as_it_embeds_their_grids(head):
+  experiment, run = head
+  splits = experiment.data.open()
+  frozen = freeze(experiment, splits, progress=False)
+  grids = frozen.splits.train
+  assert len(grids) == 2 * len(splits.train)
+  np.testing.assert_array_equal(
+    grids.labels[: len(splits.train)], splits.train.labels
+  )
+  picture = splits.train[5]['image'][None]
+  plain = tuple(x[None] for x in grids[5]['image'])
+  changed = tuple(x[None] for x in grids[len(splits.train) + 5]['image'])
+  assert any(np.any(a != b) for a, b in zip(plain, changed, strict=True))
+  from msba_jax.models.context import solo
+
+  expected, _ = run.embedder.compiled(run.params, picture, solo, False)
+  heads = {k: v for k, v in run.params.items() if k != 'backbone'}
+  found, _ = frozen.experiment.model.apply({'params': heads}, plain)
+  # The grids are kept in half precision.
+  np.testing.assert_allclose(found, expected, atol=5e-3)
+
+
+def test_grids_are_computed_once(head, monkeypatch):
+  experiment, _ = head
+  monkeypatch.setattr(
+    'msba_jax.training.frozen._write', lambda *_: pytest.fail('again')
+  )
+  freeze(experiment, experiment.data.open(), progress=False)
+
+
+def test_the_same_command_goes_on_and_another_backbone_is_refused(
+  head, backbone_run, tmp_path
+):
+  experiment, run = head
+  again = train(experiment, run.directory, progress=False)
+  assert again.fingerprint == run.fingerprint
+  assert load_run(run.directory, experiment).fingerprint == run.fingerprint
+  missing = dataclasses.replace(experiment, frozen_backbone=str(tmp_path))
+  with pytest.raises(InputError, match='holds no finished run'):
+    train(missing, tmp_path / 'new', progress=False)
+  wider = experiment.model.clone(
+    backbone=ConvNet(ConvSpec((4, 8), (1, 1), levels=2))
+  )
+  with pytest.raises(InputError, match='has another backbone'):
+    train(
+      dataclasses.replace(experiment, model=wider),
+      tmp_path / 'wider',
+      progress=False,
+    )
+
+
+def test_a_flipped_bit_in_the_grids_is_found(head, backbone_run):
+  experiment, _ = head
+  path = next((backbone_run.directory / 'features').glob('*/level_0.npy'))
+  content = bytearray(path.read_bytes())
+  content[-1] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(InputError, match=r'level_0\.npy is not what was written'):
+    freeze(experiment, experiment.data.open(), progress=False)
+  content[-1] ^= 1
+  path.write_bytes(content)
