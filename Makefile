@@ -10,16 +10,19 @@ demo: $(VENV)/.installed
 test: $(VENV)/.test
 	$(MAKE) lint types
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -c 'import torch, pytorch_metric_learning' 2>/dev/null || \
+	  echo 'left out: tests/parity, which need torch: pip install -e ".[parity]"'
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.test
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 $(VENV)/.created:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: \
+	make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 

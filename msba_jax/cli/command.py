@@ -39,6 +39,8 @@ def run_command(name: str, module: ModuleType, arguments: Sequence[str]) -> int:
     if rest is None:
       return module.run(options)
     return module.run(options, rest)
+  except SystemExit as stop:  # an experiment was asked for its fields
+    return stop.code if isinstance(stop.code, int) else 2
   except InputError as error:
     print(f'msba {name}: {error}', file=sys.stderr)
     return 2

@@ -130,6 +130,8 @@ def window_partition(
   """
   _check(tokens.shape[1], windows)
   gathered = jnp.take(tokens, windows.indices, axis=1)
+  if windows.valid.all():
+    return gathered
   return jnp.where(windows.valid[None, :, :, None], gathered, 0)
 
 

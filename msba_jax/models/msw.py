@@ -93,7 +93,9 @@ class WindowedLevel(nn.Module):
     for windows in region_partition(height, width, parts=self.parts):
       message = out(self._inside(projected, windows))
       inside = window_partition(tokens, windows) + message
-      valid = jnp.broadcast_to(jnp.asarray(windows.valid), inside.shape[:3])
+      valid = None
+      if not windows.valid.all():
+        valid = jnp.broadcast_to(jnp.asarray(windows.valid), inside.shape[:3])
       regions.append(generalized_mean_pool(inside, power, mask=valid))
     return nn.LayerNorm(name='norm_regions')(jnp.concatenate(regions, axis=1))
 
@@ -103,6 +105,8 @@ class WindowedLevel(nn.Module):
     queries, keys, values = (
       split_heads(x, self.num_heads) for x in jnp.split(parts, 3, axis=-1)
     )
-    mask = jnp.asarray(windows.valid)[None, :, None, None, :]
+    mask = None
+    if not windows.valid.all():
+      mask = jnp.asarray(windows.valid)[None, :, None, None, :]
     message = self.attend(queries, keys, values, mask=mask)
     return message.reshape(*parts.shape[:-1], self.features)

@@ -181,6 +181,11 @@ class Experiment:
     for field in ('seed', 'memory_size', 'evaluate_every'):
       if getattr(self, field) < 0:
         raise ValueError(f'{field}={getattr(self, field)} must not be negative')
+    warmup, steps = self.optimizer.warmup_steps, self.steps
+    if not 0 <= warmup < steps:
+      raise ValueError(
+        f'optimizer.warmup_steps={warmup} must be >= 0 and less than {steps=}'
+      )
     if not 0 <= self.ema_decay < 1:
       raise ValueError(f'ema_decay={self.ema_decay} must be in [0, 1)')
 

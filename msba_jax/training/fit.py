@@ -12,14 +12,15 @@ Attributes:
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from msba_jax.data.errors import InputError
 from msba_jax.data.plan import class_index, plan_batch
 from msba_jax.data.prefetch import batches
 from msba_jax.data.source import Source
@@ -164,7 +165,9 @@ class _Reader:
     self._bar.set_postfix(loss=f'{means["loss"]:.4g}', refresh=False)
 
 
-def plan_indices(experiment: Experiment, source: Source):
+def plan_indices(
+  experiment: Experiment, source: Source
+) -> Callable[[int], np.ndarray]:
   """The images of a step, as a function of the step.
 
   Args:
@@ -188,7 +191,9 @@ def plan_indices(experiment: Experiment, source: Source):
   return plan
 
 
-def _batches(loop: Loop, *, start: int, stop: int) -> Iterator[Batch]:
+def _batches(
+  loop: Loop, *, start: int, stop: int
+) -> Generator[Batch, None, None]:
   """Global batches on the devices, filled up to a multiple of the devices."""
   size = loop.experiment.batch_size
   padded = padded_size(loop.mesh, size)
@@ -200,7 +205,7 @@ def _batches(loop: Loop, *, start: int, stop: int) -> Iterator[Batch]:
     return np.resize(plan(step), padded)[rows]
 
   read = batches(loop.source, plan_rows, start=start, stop=stop)
-  with contextlib.closing(read):
+  with contextlib.closing(cast(Generator[Batch, None, None], read)) as read:
     for batch in read:
       arrays = {name: batch[name] for name in ('image', 'label')}
       # JAX has no int64 by default, and no collection needs it.
@@ -209,16 +214,24 @@ def _batches(loop: Loop, *, start: int, stop: int) -> Iterator[Batch]:
       yield global_batch(loop.mesh, arrays, size=padded)
 
 
-def _evaluate(loop: Loop, state: TrainState, done: int) -> float | None:
+def _evaluate(loop: Loop, state: TrainState, done: int) -> float:
   """Scores the moving average, logs, and returns what `best` goes by."""
-  scores = loop.evaluate(state.ema)
+  scores, metric = loop.evaluate(state.ema), loop.experiment.evaluation.metric
+  if metric not in scores:
+    raise InputError(
+      f'evaluation.metric={metric} is none of {", ".join(scores)}; choose one'
+    )
   if loop.log is not None:
     loop.log.write(done, 'validation', scores)
-  return scores[loop.experiment.evaluation.metric]
+  return scores[metric]
 
 
-def _failure(loop: Loop, step: int, values: dict[str, float]):
-  indices = plan_indices(loop.experiment, loop.source)(step).tolist()
+def _failure(
+  loop: Loop, step: int, values: dict[str, float]
+) -> NonFiniteLossError:
+  """The error that names the batch of a step."""
+  plan = plan_indices(loop.experiment, loop.source)
+  indices = [int(i) for i in plan(step)]
   ids = [loop.source.ids[i] for i in indices]
   return NonFiniteLossError(step, indices=indices, ids=ids, values=values)
 

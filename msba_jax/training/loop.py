@@ -8,6 +8,7 @@ import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ def train(
   experiment: Experiment,
   directory: str | Path,
   *,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[Any] | None = None,
   progress: bool = True,
   until: int | None = None,
 ) -> Run:

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXIS = 'data'
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh with one axis, `data`, over the given devices or all of them.
 
   Devices are ordered by process, so that each process holds one contiguous

@@ -61,7 +61,7 @@ def create_state(
     params = model.init(key, images, context=contexts.solo)['params']
     memory = None
     if experiment.memory_size:
-      regions = model.apply({'params': params}, images, method='encode')
+      regions: Any = model.apply({'params': params}, images, method='encode')
       levels, _, number, features = regions.shape
       memory = contexts.create_memory(
         experiment.memory_size,

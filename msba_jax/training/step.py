@@ -11,6 +11,7 @@ Attributes:
   Metrics: scalars by name, on the device.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -63,13 +64,7 @@ def make_step(
     context = seen_context(kind, batch['valid'], state.memory)
 
     def loss_of(params):
-      _, out = experiment.model.apply(
-        {'params': params},
-        images,
-        context=context,
-        train=True,
-        rngs={'dropout': dropout_key},
-      )
+      out = _outputs(experiment, params, images, context, dropout_key)
       loss, terms = total_loss(experiment.losses, out, batch)
       return loss, (terms, out['memory'])
 
@@ -86,7 +81,7 @@ def make_step(
           memory, regions, batch['label'], valid=batch['valid']
         )
       moved = _advance(state, gradients, optimizer, experiment.ema_decay)
-      return moved.replace(memory=memory)
+      return dataclasses.replace(moved, memory=memory)
 
     metrics = {
       **terms,
@@ -97,7 +92,7 @@ def make_step(
     }
     # A branch, not a selection: it costs no copies and compiles faster.
     kept = jax.lax.cond(finite, move, lambda state: state, state)
-    return kept.replace(finite=finite), metrics
+    return dataclasses.replace(kept, finite=finite), metrics
 
   return step
 
@@ -189,6 +184,24 @@ def seen_context(
   return contexts.batch(valid & (kind == BATCH), memory=memory)
 
 
+def _outputs(
+  experiment: Experiment,
+  params: Any,
+  images: Any,
+  context: contexts.BatchContext,
+  key: Key[Array, ''],
+) -> dict[str, Any]:
+  """What the model returns beside embeddings, in training."""
+  result: Any = experiment.model.apply(
+    {'params': params},
+    images,
+    context=context,
+    train=True,
+    rngs={'dropout': key},
+  )
+  return result[1]
+
+
 def _advance(
   state: TrainState,
   gradients: Any,
@@ -204,6 +217,6 @@ def _advance(
   age = state.step.astype(jnp.float32)
   decay = jnp.minimum(ema_decay, (1 + age) / (10 + age))
   ema = optax.incremental_update(params, state.ema, 1 - decay)
-  return state.replace(
-    params=params, opt_state=opt_state, ema=ema, step=state.step + 1
+  return dataclasses.replace(
+    state, params=params, opt_state=opt_state, ema=ema, step=state.step + 1
   )

@@ -10,6 +10,7 @@ import pytest
 from msba_jax.data.errors import InputError
 from msba_jax.data.source import Splits
 from msba_jax.training.errors import NonFiniteLossError, TrainingStopped
+from msba_jax.training.experiment import EvaluationConfig
 from msba_jax.training.fit import plan_indices
 from msba_jax.training.loop import train
 from msba_jax.training.manifest import check_manifest
@@ -169,3 +170,11 @@ def test_a_directory_with_something_else_is_refused(small, tmp_path):
 def test_more_classes_than_there_are(small, tmp_path):
   with pytest.raises(InputError, match='classes_per_batch=7 is more than'):
     _train(small(classes_per_batch=7), tmp_path / 'run')
+
+
+def test_a_metric_that_does_not_exist(small, tmp_path):
+  experiment = small(
+    evaluate_every=1, evaluation=EvaluationConfig(metric='beauty')
+  )
+  with pytest.raises(InputError, match=r'evaluation\.metric=beauty is none of'):
+    _train(experiment, tmp_path / 'run')

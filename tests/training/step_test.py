@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from msba_jax.losses.term import LossTerm
+from msba_jax.models.backbones.conv import ConvNet, ConvSpec
 from msba_jax.models.context import MemoryBank, solo
+from msba_jax.models.msba import msba
 from msba_jax.training.experiment import ContextDropout
 from msba_jax.training.mesh import (
   data_mesh,
@@ -51,10 +53,10 @@ def _start(experiment):
   return optimizer, create_state(experiment, optimizer, images)
 
 
-def _run(experiment, *, devices, steps, wrap=lambda step: step):
+def _run(experiment, *, devices, steps, wrap=lambda step: step, start=None):
   """States and metrics of some steps, on the host."""
   mesh = data_mesh(jax.devices()[:devices])
-  optimizer, state = _start(experiment)
+  optimizer, state = start or _start(experiment)
   step = compile_step(wrap(make_step(experiment, optimizer)), mesh)
   state = jax.device_put(host_copy(state), replicated(mesh))
   size = padded_size(mesh, SIZE)
@@ -67,14 +69,23 @@ def _run(experiment, *, devices, steps, wrap=lambda step: step):
 
 
 @pytest.fixture(scope='module')
-def one_device(small):
-  return _run(small(), devices=1, steps=3)
+def start(small):
+  return _start(small())
+
+
+@pytest.fixture(scope='module')
+def one_device(small, start):
+  return _run(small(), devices=1, steps=3, start=start)
 
 
 @pytest.mark.parametrize('devices', [2, 3, 4, 8])
-def test_the_same_numbers_on_any_number_of_devices(small, one_device, devices):
+def test_the_same_numbers_on_any_number_of_devices(
+  small, start, one_device, devices
+):
   for (state, metrics), (expected, expected_metrics) in zip(
-    _run(small(), devices=devices, steps=3), one_device, strict=True
+    _run(small(), devices=devices, steps=3, start=start),
+    one_device,
+    strict=True,
   ):
     # Adam divides by the root of tiny squares: gradients agree far better.
     chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-5, atol=1e-6)
@@ -112,9 +123,8 @@ def test_the_state_is_donated(small):
   assert int(after.step) == 1
 
 
-def test_parameters_average_and_memory_move(small, one_device):
-  experiment = small()
-  _, before = _start(experiment)
+def test_parameters_average_and_memory_move(start, one_device):
+  _, before = start
   (first, _), (second, _), _ = one_device
   for leaf, moved, ema in zip(
     jax.tree.leaves(before.params),
@@ -216,3 +226,25 @@ def test_features_reach_the_model_untouched(small, rng):
 def test_parameters_are_counted():
   tree = {'a': np.zeros((2, 3)), 'b': jax.ShapeDtypeStruct((), np.float32)}
   assert parameter_count(tree) == 7
+
+
+@pytest.mark.slow
+def test_msba_takes_the_same_step_on_any_number_of_devices(small):
+  experiment = small(
+    model=msba(
+      ConvNet(ConvSpec((8,), (1,), levels=1)),
+      features=8,
+      embedding=8,
+      num_heads=2,
+    ),
+    context_dropout=ContextDropout(solo=0.0, memory=0.0),
+  )
+  start = _start(experiment)
+  (one, metrics), (four, others) = (
+    _run(experiment, devices=devices, steps=1, start=start)[0]
+    for devices in (1, 4)
+  )
+  chex.assert_trees_all_close(metrics, others, rtol=1e-5, atol=1e-6)
+  chex.assert_trees_all_close(one.memory, four.memory, rtol=1e-5, atol=1e-5)
+  mean_of_gradients = [s.opt_state[1][0].mu for s in (one, four)]
+  chex.assert_trees_all_close(*mean_of_gradients, rtol=1e-5, atol=1e-5)
