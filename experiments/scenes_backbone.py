@@ -21,7 +21,7 @@ def experiment() -> Experiment:
     base,
     name='scenes_backbone',
     model=BackboneOnly(
-      base.model.backbone, hidden=662, num_classes=base.model.num_classes
+      base.model.backbone, hidden=388, num_classes=base.model.num_classes
     ),
     losses=solo_losses(supervised_contrastive, classification_weight=0.5),
   )

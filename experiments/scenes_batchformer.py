@@ -20,7 +20,7 @@ def experiment() -> Experiment:
     base,
     name='scenes_batchformer',
     model=BatchFormer(
-      base.model.backbone, hidden=447, num_classes=base.model.num_classes
+      base.model.backbone, hidden=247, num_classes=base.model.num_classes
     ),
     losses=base.losses,
   )

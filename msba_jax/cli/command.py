@@ -72,12 +72,17 @@ def parse(
   """
   purpose = (module.__doc__ or '').partition('\n\nAttributes:')[0].strip()
   arguments = list(arguments)
-  settings = {
-    'prog': f'msba {name}',
-    'description': f'{purpose}\n\nexamples:\n{module.EXAMPLES}',
-  }
+  program = f'msba {name}'
+  description = f'{purpose}\n\nexamples:\n{module.EXAMPLES}'
   if not getattr(module, 'TAKES_OVERRIDES', False):
-    return tyro.cli(module.Options, args=arguments, **settings), None
+    options = tyro.cli(
+      module.Options, args=arguments, prog=program, description=description
+    )
+    return options, None
   return tyro.cli(
-    module.Options, args=arguments, return_unknown_args=True, **settings
+    module.Options,
+    args=arguments,
+    prog=program,
+    description=description,
+    return_unknown_args=True,
   )

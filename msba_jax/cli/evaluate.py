@@ -13,7 +13,7 @@ Attributes:
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -55,7 +55,7 @@ def run(options: Options) -> int:
   return 0
 
 
-def score_table(scores: Mapping[str, Mapping[str, float]]) -> str:
+def score_table(scores: Mapping[Any, Mapping[str, float]]) -> str:
   """Mean scores as a table: a line for each mode, per cent.
 
   Args:

@@ -22,7 +22,7 @@ import numpy as np
 from msba_jax.data.source import Source
 
 
-def load_batch(source: Source, indices: np.ndarray) -> dict[str, np.ndarray]:
+def load_batch(source: Source, indices: np.ndarray) -> dict[str, Any]:
   """Reads the given images.
 
   Args:

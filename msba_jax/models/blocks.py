@@ -1,23 +1,25 @@
 """Blocks that several models share: attention over tokens, feed-forward.
 
 Attributes:
+  Images: images, or the grids of a backbone that was applied before.
   FeedForward: two dense layers with a GELU between.
   TokenAttention: multi-head self-attention over tokens of one image.
   TransformerBlock: pre-norm attention and feed-forward with residuals.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from msba_jax.layers.attention import attend
 
 __all__ = ['FeedForward', 'TokenAttention', 'TransformerBlock', 'split_heads']
 
 Attend = Callable[..., Array]
+Images = Float[Array, 'n height width c'] | Sequence[Float[Array, 'n _ _ _']]
 
 
 def split_heads(inputs: Array, num_heads: int) -> Array:

@@ -38,9 +38,11 @@ class CrossLevelIntegration(nn.Module):
     fused = jnp.einsum('l,lnrd->nd', weight, regions) / regions.shape[2]
     aux = {'levels': weight}
     if levels > 1:
-      pair = jax.nn.softmax(
-        self.param('pair_logits', nn.initializers.zeros, (levels - 1,))
-      )
+      pair = jnp.ones((1,))
+      if levels > 2:  # the weight of a single pair is one
+        pair = jax.nn.softmax(
+          self.param('pair_logits', nn.initializers.zeros, (levels - 1,))
+        )
       joined = jnp.concatenate([regions[:-1], regions[1:]], axis=-1)
       mixed = FeedForward(self.ratio * features, features, name='pair')(joined)
       fused = fused + jnp.einsum('l,lnrd->nd', pair, mixed) / regions.shape[2]

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from msba_jax.layers.normalize import safe_normalize
 from msba_jax.layers.pooling import generalized_mean_pool
-from msba_jax.models.blocks import FeedForward, TransformerBlock
+from msba_jax.models.blocks import FeedForward, Images, TransformerBlock
 from msba_jax.models.context import AnyContext, BatchContext, solo
 
 __all__ = ['BackboneOnly', 'BatchFormer']
@@ -83,7 +83,7 @@ class BackboneOnly(nn.Module):
 
   def __call__(
     self,
-    images: Float[Array, 'n height width c'],
+    images: Images,
     *,
     context: AnyContext = solo,
     train: bool = False,
@@ -94,7 +94,7 @@ class BackboneOnly(nn.Module):
 
   def encode(
     self,
-    images: Float[Array, 'n height width c'],
+    images: Images,
   ) -> Float[Array, 'l n r d']:
     """The pooled vector as one region of one level."""
     return self.head(self.backbone(images, train=False))[None, :, None]

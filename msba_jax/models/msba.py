@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from msba_jax.models.bcp import BidirectionalContext, has_context
+from msba_jax.models.blocks import Images
 from msba_jax.models.caf import ContentAdaptiveFusion
 from msba_jax.models.cfi import CrossLevelIntegration
 from msba_jax.models.context import AnyContext, Solo, batch, solo
@@ -59,7 +60,7 @@ class MSBA(nn.Module):
 
   def __call__(
     self,
-    images: Float[Array, 'n height width c'],
+    images: Images,
     *,
     context: AnyContext = solo,
     train: bool = False,
@@ -90,7 +91,7 @@ class MSBA(nn.Module):
 
   def encode(
     self,
-    images: Float[Array, 'n height width c'],
+    images: Images,
   ) -> Float[Array, 'l n r d']:
     """Regions of images, which an index may store and `refine` takes."""
     return self.msw(self.backbone(images, train=False))[0]

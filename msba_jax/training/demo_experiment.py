@@ -12,7 +12,7 @@ import functools
 from msba_jax.data.scenes.source import ScenesData
 from msba_jax.losses.contrastive import supervised_contrastive
 from msba_jax.losses.objective import msba_losses
-from msba_jax.models.backbones.conv import VARIANTS, ConvNet
+from msba_jax.models.backbones.conv import ConvNet, ConvSpec
 from msba_jax.models.msba import msba
 from msba_jax.training.experiment import (
   EvaluationConfig,
@@ -20,21 +20,22 @@ from msba_jax.training.experiment import (
   OptimizerConfig,
 )
 
+# Few tokens: attention inside a window costs their square. Grids of 6 and 3.
+_SPEC = ConvSpec((48, 96, 192), (1, 1, 1), stem_stride=4, levels=2)
+
 
 def experiment() -> Experiment:
   """Builds the experiment.
 
   Returns:
-    A few hundred steps of 64 scenes of 48×48 pixels, of 60 classes.
+    500 steps of 64 scenes of 48×48 pixels, of 60 classes.
   """
   data = ScenesData(
     size=48, train_scenes=3000, validation_scenes=600, test_scenes=600
   )
   return Experiment(
     name='scenes_msba',
-    model=msba(
-      ConvNet(VARIANTS['pico']), num_classes=data.train_classes, features=64
-    ),
+    model=msba(ConvNet(_SPEC), num_classes=data.train_classes, features=64),
     losses=msba_losses(
       functools.partial(supervised_contrastive, temperature=0.1),
       classification_weight=0.5,
@@ -43,12 +44,12 @@ def experiment() -> Experiment:
     classes_per_batch=16,
     images_per_class=4,
     augment=None,  # flips and colours would change the class
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=30),
-    steps=300,
+    optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=30),
+    steps=500,
     memory_size=data.train_classes,
     ema_decay=0.99,
-    evaluate_every=100,
-    checkpoint_every=100,
+    evaluate_every=125,
+    checkpoint_every=125,
     log_every=10,
     evaluation=EvaluationConfig(batch_size=128, neighbours=15),
   )

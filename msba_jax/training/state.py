@@ -49,7 +49,7 @@ def create_state(
   Args:
     experiment: the model and the sizes.
     optimizer: from `make_optimizer`.
-    images: a few model inputs, for their shapes.
+    images: a few model inputs, for their shapes; pixels or cached grids.
 
   Returns:
     The state, on the default device.
@@ -57,6 +57,7 @@ def create_state(
   model = experiment.model
 
   def create(images):
+    images = jax.tree.map(lambda image: image.astype(jnp.float32), images)
     key = jax.random.key(experiment.seed)
     params = model.init(key, images, context=contexts.solo)['params']
     memory = None
@@ -79,7 +80,8 @@ def create_state(
     )
 
   # It runs once: what is saved by optimising the code is less than it costs.
-  fast = {'xla_backend_optimization_level': 0}
+  on_cpu = jax.default_backend() == 'cpu'
+  fast = {'xla_backend_optimization_level': 0} if on_cpu else None
   return jax.jit(create, compiler_options=fast)(images)
 
 

@@ -86,7 +86,7 @@ def test_another_process_and_a_copied_file_have_the_same_hash(tmp_path):
   'change',
   [
     {'seed': 1},
-    {'steps': 7},
+    {'steps': 700},
     {'model': nn.Dense(4)},
     {'model': nn.Dense(3, use_bias=False)},
     {'losses': (LossTerm('zero', 0.5, _zero),)},

@@ -60,10 +60,10 @@ def test_a_file_is_loaded(path):
 
 
 def test_overrides_reach_nested_fields(path):
-  words = ['--steps', '7', '--optimizer.learning-rate', '0.5']
+  words = ['--steps', '700', '--optimizer.learning-rate', '0.5']
   words += ['--data.path', 'elsewhere', '--context-dropout.solo', '0.1']
   made = load_experiment(path, words)
-  assert made.steps == 7
+  assert made.steps == 700
   assert made.optimizer.learning_rate == 0.5
   assert made.data.path == 'elsewhere'
   assert made.data.size == 32

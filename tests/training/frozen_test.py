@@ -8,6 +8,7 @@ from msba_jax.data.errors import InputError
 from msba_jax.data.source import Evaluation, Splits
 from msba_jax.losses import solo_losses, supervised_contrastive
 from msba_jax.models.backbones.conv import ConvNet, ConvSpec
+from msba_jax.models.context import solo
 from msba_jax.models.controls import BackboneOnly
 from msba_jax.training.experiment import load_experiment
 from msba_jax.training.frozen import freeze
@@ -116,11 +117,10 @@ def test_the_run_embeds_images_as_it_embeds_their_grids(head):
   plain = tuple(x[None] for x in grids[5]['image'])
   changed = tuple(x[None] for x in grids[len(splits.train) + 5]['image'])
   assert any(np.any(a != b) for a, b in zip(plain, changed, strict=True))
-  from msba_jax.models.context import solo
-
   expected, _ = run.embedder.compiled(run.params, picture, solo, False)
   heads = {k: v for k, v in run.params.items() if k != 'backbone'}
-  found, _ = frozen.experiment.model.apply({'params': heads}, plain)
+  apply = jax.jit(frozen.experiment.model.apply)
+  found, _ = apply({'params': heads}, plain)
   # The grids are kept in half precision.
   np.testing.assert_allclose(found, expected, atol=5e-3)
 

@@ -55,7 +55,9 @@ class ConvNet(nn.Module):
   def __call__(
     self, images: Float[Array, 'n height width c'], *, train: bool = False
   ) -> tuple[Float[Array, 'n _ _ _'], ...]:
-    """Returns the grids of the last stages, fine to coarse.
+    """Returns the normalised grids of the last stages, fine to coarse.
+
+    No rectifier follows: what all images have in common would grow by it.
 
     Raises:
       ValueError: widths and blocks differ in length, or fewer stages than
@@ -79,7 +81,7 @@ class ConvNet(nn.Module):
         grid = ResidualBlock(width, stride, name=f'stage_{i}_{j}')(grid)
       stages.append(grid)
     return tuple(
-      jax.nn.relu(_norm(stage, f'norm_{i}'))
+      _norm(stage, f'norm_{i}')
       for i, stage in enumerate(stages)
       if i >= len(stages) - spec.levels
     )
