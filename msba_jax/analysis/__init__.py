@@ -1,0 +1,1 @@
+"""Choices made before training: which backbone, which modules."""

@@ -76,7 +76,7 @@ def run(options: Options, overrides: Sequence[str]) -> int:
   )
   print(f'\n{options.split} classes\n\n{text}', end='')
   if options.markdown is not None:
-    from msba_jax.retrieval.report.picture import write_atomically
+    from msba_jax.data.atomic import write_atomically
 
     write_atomically(options.markdown, text.encode())
     print(f'\nThe table stands in {options.markdown}.')

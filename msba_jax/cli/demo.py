@@ -92,7 +92,7 @@ class _Record:
 
   def note(self, stage: str) -> None:
     """Notes that a stage is done."""
-    from msba_jax.retrieval.report.picture import write_atomically
+    from msba_jax.data.atomic import write_atomically
 
     self._done[stage] = self._fingerprint
     write_atomically(self._path, json.dumps(self._done, indent=1).encode())
@@ -150,11 +150,9 @@ def _search(
   import numpy as np
   from PIL import Image
 
+  from msba_jax.data.atomic import write_atomically
   from msba_jax.retrieval.index import search_index
-  from msba_jax.retrieval.report.picture import (
-    results_picture,
-    write_atomically,
-  )
+  from msba_jax.retrieval.report.picture import results_picture
 
   picture, query = directory / 'search.png', directory / 'query.png'
   if record.stands('search', picture, query):

@@ -1,7 +1,8 @@
 """Pure functions: attention between images, masks, windows, pooling, search.
 
 They import jax (and NumPy, which comes with it) and jaxtyping and nothing else,
-so that any JAX project can take one of them. Annotations and einsum use one table of axis letters:
+so that any JAX project can take one of them. Annotations and einsum use one
+table of axis letters:
 
 | letter | axis | letter | axis |
 |---|---|---|---|

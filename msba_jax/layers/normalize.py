@@ -16,9 +16,9 @@ def safe_normalize(
 ) -> Float[Array, '...']:
   r"""Unit norm along an axis: x / √(Σ x² + ε).
 
-  The sum runs in float32 or wider. A zero vector gives zero and a gradient of at
-  most 1 / √ε, where dividing by `jnp.linalg.norm` gives NaN. Large vectors are
-  scaled down first, so that their squares do not overflow.
+  The sum runs in float32 or wider. A zero vector gives zero and a gradient of
+  at most 1 / √ε, where dividing by `jnp.linalg.norm` gives NaN. Large vectors
+  are scaled down first, so that their squares do not overflow.
 
   Args:
     inputs: vectors.

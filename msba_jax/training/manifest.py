@@ -9,35 +9,17 @@ Attributes:
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from msba_jax.data.atomic import write_json
 
 MANIFEST = 'manifest.json'
 
 
 class BrokenError(ValueError):
   """A directory is unfinished, or not as it was written."""
-
-
-def write_json(path: Path, value: Any) -> None:
-  """Writes JSON in one step: the old file stands until the new one does.
-
-  Args:
-    path: the goal.
-    value: what `json` can write.
-  """
-  partial = path.with_name(f'{path.name}.partial-{os.getpid()}')
-  try:
-    with partial.open('w', encoding='utf-8') as file:
-      json.dump(value, file, indent=2)
-      file.write('\n')
-      file.flush()
-      os.fsync(file.fileno())
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
 
 
 def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:

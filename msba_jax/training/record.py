@@ -18,6 +18,8 @@ from typing import Any
 
 import jax
 
+from msba_jax.data.atomic import write_atomically
+
 _PACKAGES = (
   'msba_jax',
   'jax',
@@ -151,9 +153,5 @@ def _truncate(path: Path, *, step: int) -> None:
   if not path.exists():
     return
   kept = [row for row in read_metrics(path.parent) if row['step'] <= step]
-  partial = path.with_name(f'{path.name}.partial-{os.getpid()}')
-  with partial.open('w', encoding='utf-8') as file:
-    file.writelines(json.dumps(row) + '\n' for row in kept)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(partial, path)
+  text = ''.join(json.dumps(row) + '\n' for row in kept)
+  write_atomically(path, text.encode())

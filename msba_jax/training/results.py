@@ -15,7 +15,6 @@ Attributes:
 import base64
 import hashlib
 import json
-import os
 import re
 import zlib
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from msba_jax.data.atomic import write_json
 from msba_jax.data.errors import InputError
 
 __all__ = [
@@ -106,17 +106,7 @@ def write_outcome(path: Path, outcome: Outcome) -> None:
       for mode, metrics in outcome.scores.items()
     },
   }
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'{path.name}.partial-{os.getpid()}')
-  try:
-    with partial.open('w', encoding='utf-8') as file:
-      json.dump(content, file, indent=1)
-      file.write('\n')
-      file.flush()
-      os.fsync(file.fileno())
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+  write_json(path, content)
 
 
 def read_outcome(path: Path) -> Outcome:

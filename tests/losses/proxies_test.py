@@ -1,6 +1,5 @@
 """Tests of `msba_jax.losses.proxies`; the rest is in `properties_test`."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -21,6 +21,7 @@ import markupsafe
 import numpy as np
 
 from msba_jax import __version__
+from msba_jax.data.atomic import write_atomically
 from msba_jax.retrieval.report import charts, headline, matrix
 from msba_jax.retrieval.report.data import (
   Answers,
@@ -28,11 +29,7 @@ from msba_jax.retrieval.report.data import (
   QueryResult,
   ReportData,
 )
-from msba_jax.retrieval.report.picture import (
-  data_uri,
-  thumbnail,
-  write_atomically,
-)
+from msba_jax.retrieval.report.picture import data_uri, thumbnail
 
 _PIXELS = 1_000_000
 _LARGEST, _SMALLEST = 112, 24

@@ -4,7 +4,6 @@ Attributes:
   thumbnail: a small JPEG as a data URI.
   data_uri: bytes as an address that a page can carry in itself.
   results_picture: a query with its results in one PNG file.
-  write_atomically: a file that is either whole or as it was before.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import pathlib
 from collections.abc import Sequence
 
 import matplotlib
@@ -22,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from msba_jax.data.errors import InputError
+from msba_jax.data.atomic import write_atomically
 from msba_jax.retrieval.report.figures import LIGHT, draw
 
 _RIGHT, _WRONG, _NEUTRAL = '#1a7f37', '#c9252d', '#8a8f98'
@@ -122,36 +120,6 @@ def results_picture(
       box.text(left, upper - 1.38, _tail(ids[rank], 18), LIGHT.muted, size=6.5)
     content = draw(figure, 'png', dpi=160)
   write_atomically(path, content)
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-  """Writes a file that is either whole or as it was before.
-
-  Args:
-    path: the file; folders above it are made.
-    content: its bytes.
-
-  Raises:
-    InputError: a file cannot stand there.
-  """
-  goal = pathlib.Path(path)
-  if goal.is_dir():
-    raise InputError(f'{goal} is a directory: name a file to write')
-  try:
-    goal.parent.mkdir(parents=True, exist_ok=True)
-  except (FileExistsError, NotADirectoryError):
-    raise InputError(
-      f'{goal.parent} is no directory: name another file to write'
-    ) from None
-  partial = goal.with_name(f'{goal.name}.partial-{os.getpid()}')
-  try:
-    with open(partial, 'wb') as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(partial, goal)
-  finally:
-    partial.unlink(missing_ok=True)
 
 
 class _Canvas:
