@@ -28,7 +28,7 @@ def experiment() -> Experiment:
   """Builds the experiment.
 
   Returns:
-    500 steps of 64 scenes of 48×48 pixels, of 60 classes.
+    400 steps of 64 scenes of 48×48 pixels, of 60 classes.
   """
   data = ScenesData(
     size=48, train_scenes=3000, validation_scenes=600, test_scenes=600
@@ -45,11 +45,11 @@ def experiment() -> Experiment:
     images_per_class=4,
     augment=None,  # flips and colours would change the class
     optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=30),
-    steps=500,
+    steps=400,
     memory_size=data.train_classes,
     ema_decay=0.99,
-    evaluate_every=125,
-    checkpoint_every=125,
+    evaluate_every=200,
+    checkpoint_every=200,
     log_every=10,
     evaluation=EvaluationConfig(batch_size=128, neighbours=15),
   )
