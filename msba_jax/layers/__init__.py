@@ -14,3 +14,55 @@ table of axis letters:
 | `e` | embedding | `c` | classes |
 | `b` | any leading axes | `q` | queries of a search |
 """
+
+from msba_jax.layers.attention import (
+  attend,
+  attention_scores,
+  attention_weights,
+  log_normalizer,
+)
+from msba_jax.layers.in_batch import (
+  Messages,
+  attend_across_images,
+  bidirectional_messages,
+)
+from msba_jax.layers.masks import (
+  neighbour_mask,
+  padding_mask,
+  same_image_mask,
+  self_mask,
+)
+from msba_jax.layers.nearest import Neighbours, exact_topk
+from msba_jax.layers.normalize import safe_normalize
+from msba_jax.layers.pooling import generalized_mean_pool, region_partition
+from msba_jax.layers.windows import (
+  Windows,
+  partition_windows,
+  sliding_windows,
+  window_merge,
+  window_partition,
+)
+
+__all__ = [
+  'Messages',
+  'Neighbours',
+  'Windows',
+  'attend',
+  'attend_across_images',
+  'attention_scores',
+  'attention_weights',
+  'bidirectional_messages',
+  'exact_topk',
+  'generalized_mean_pool',
+  'log_normalizer',
+  'neighbour_mask',
+  'padding_mask',
+  'partition_windows',
+  'region_partition',
+  'safe_normalize',
+  'same_image_mask',
+  'self_mask',
+  'sliding_windows',
+  'window_merge',
+  'window_partition',
+]

@@ -1,0 +1,143 @@
+"""Tests of the files in `experiments/`."""
+
+import io
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from msba_jax.data.errors import InputError
+from msba_jax.training.experiment import load_experiment
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / 'experiments').glob('*.py'))
+SYSTEMS = {
+  'scenes_msba': ('scenes_backbone', 'scenes_batchformer'),
+  'tiny_imagenet_msba': (
+    'tiny_imagenet_backbone',
+    'tiny_imagenet_batchformer',
+  ),
+}
+
+
+def load(name, *overrides):
+  return load_experiment(ROOT / 'experiments' / f'{name}.py', overrides)
+
+
+def parameters(experiment):
+  """How many parameters follow the backbone, without making any."""
+  size = experiment.data.size
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  shapes = jax.eval_shape(experiment.model.init, jax.random.key(0), images)
+  heads = {k: v for k, v in shapes['params'].items() if k != 'backbone'}
+  return sum(leaf.size for leaf in jax.tree.leaves(heads))
+
+
+def test_there_are_the_files_that_the_documents_name():
+  names = {path.stem for path in FILES}
+  assert names >= {*SYSTEMS, *sum(SYSTEMS.values(), ()), 'cub_msba'}
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_an_experiment_is_called_as_its_file(path):
+  experiment = load_experiment(path)
+  assert experiment.name == path.stem
+  # One slot of the memory and one row of the head for each training class.
+  assert experiment.memory_size == experiment.model.num_classes
+
+
+@pytest.mark.parametrize('system', SYSTEMS)
+def test_controls_have_as_many_parameters_and_the_same_budget(system):
+  own = load(system)
+  for name in SYSTEMS[system]:
+    control = load(name)
+    ratio = parameters(control) / parameters(own)
+    assert abs(ratio - 1) < 0.02, f'{name}: {ratio:.3f}'
+    for field in ('data', 'optimizer', 'steps', 'classes_per_batch', 'augment'):
+      assert getattr(control, field) == getattr(own, field), (name, field)
+
+
+class CaltechBirds2011(tfds.core.GeneratorBasedBuilder):
+  """The features of the real one, 24 classes of 2 pictures."""
+
+  VERSION = tfds.core.Version('0.1.1')
+
+  def _info(self):
+    features = tfds.features.FeaturesDict(
+      {
+        'image': tfds.features.Image(),
+        'image/filename': tfds.features.Text(),
+        'bbox': tfds.features.BBoxFeature(),
+        'label': tfds.features.ClassLabel(
+          names=[f'{c:03d}.Bird' for c in range(24)]
+        ),
+        'segmentation_mask': tfds.features.Image(shape=(None, None, 1)),
+      }
+    )
+    return tfds.core.DatasetInfo(
+      builder=self, features=features, supervised_keys=('image', 'label')
+    )
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._pictures(0), 'test': self._pictures(1)}
+
+  def _generate_examples(self):
+    raise NotImplementedError
+
+  def _pictures(self, seed):
+    rng = np.random.default_rng(seed)
+    for label in range(24):
+      files = []
+      for shape in ((40, 52, 3), (40, 52)):
+        pixels = rng.integers(0, 256, shape, np.uint8)
+        files.append(io.BytesIO())
+        Image.fromarray(pixels).save(files[-1], 'PNG')
+        files[-1].seek(0)
+      yield (
+        label,
+        {
+          'image': files[0],
+          'image/filename': f'{label}.jpg',
+          'bbox': tfds.features.BBox(0.0, 0.0, 1.0, 1.0),
+          'label': label,
+          'segmentation_mask': files[1],
+        },
+      )
+
+
+@pytest.fixture(scope='module')
+def birds(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('tfds')
+  builder = CaltechBirds2011(data_dir=directory, file_format='array_record')
+  builder.download_and_prepare()
+  return directory
+
+
+def test_birds_are_read_as_tfds_prepares_them(birds):
+  splits = load('cub_msba', '--data.data-dir', str(birds)).data.open()
+  assert splits.test.gallery is None
+  names = [
+    set(source.class_names)
+    for source in (
+      splits.train, splits.validation.queries, splits.test.queries
+    )
+  ]  # fmt: skip
+  assert names[2] == {f'{c:03d}.Bird' for c in range(12, 24)}
+  assert names[0] | names[1] == {f'{c:03d}.Bird' for c in range(12)}
+  assert len(names[1]) == 10
+  assert not names[0] & names[1]
+  # The data set's own training and test pictures of a class come together.
+  assert len(splits.test.queries) == 24
+  record = splits.test.queries[0]
+  assert record['image'].shape == (224, 224, 3)
+  assert record['image'].dtype == np.uint8
+
+
+def test_birds_that_are_not_prepared_are_an_error_that_says_how(tmp_path):
+  experiment = load('cub_msba', '--data.data-dir', str(tmp_path))
+  with pytest.raises(InputError, match='caltech_birds2011'):
+    experiment.data.open()
