@@ -181,6 +181,25 @@ def attend(
   weights = attention_weights(
     queries, keys, mask=mask, bias=bias, scale=scale, precision=precision
   )
+  return weighted_sum(weights, values, precision=precision)
+
+
+def weighted_sum(
+  weights: Float[Array, '*b h n m'],
+  values: Float[Array, '*b m h f'],
+  *,
+  precision: jax.lax.PrecisionLike = None,
+) -> Float[Array, '*b n h f']:
+  r"""Messages of given weights: o = Σ_m A_m v_m, summed in float32.
+
+  Args:
+    weights: as `attention_weights` gives them.
+    values: what is read.
+    precision: of the matrix product, as in `jax.lax.dot_general`.
+
+  Returns:
+    Messages in the dtype of the values.
+  """
   return jnp.einsum(
     '...hnm,...mhf->...nhf',
     weights.astype(values.dtype),

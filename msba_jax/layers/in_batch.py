@@ -21,6 +21,7 @@ from msba_jax.layers.attention import (
   attention_scores,
   log_normalizer,
   softmax_or_zero,
+  weighted_sum,
 )
 
 __all__ = ['Messages', 'attend_across_images', 'bidirectional_messages']
@@ -165,14 +166,14 @@ def bidirectional_messages(
     precision=precision,
   )
   weights = softmax_or_zero(scores)
+  forward = weighted_sum(weights, v, precision=precision)
+  backward = weighted_sum(
+    softmax_or_zero(back_scores),
+    jnp.swapaxes(backward_values, 0, 1),
+    precision=precision,
+  )
   return Messages(
-    _read(weights, v, precision),
-    _read(
-      softmax_or_zero(back_scores),
-      jnp.swapaxes(backward_values, 0, 1),
-      precision,
-    ),
-    weights,
+    jnp.swapaxes(forward, 0, 1), jnp.swapaxes(backward, 0, 1), weights
   )
 
 
@@ -190,14 +191,3 @@ def _backward_bias(
   if askers:
     bias = jnp.concatenate([bias[:, :n].T, bias[:, n:]], axis=1)
   return column + jnp.broadcast_to(bias, column.shape)
-
-
-def _read(weights: Array, values: Array, precision) -> Array:
-  """Weighted sum of the values, back in the order (n, r, h, f)."""
-  return jnp.einsum(
-    'rhnm,rmhf->nrhf',
-    weights.astype(values.dtype),
-    values,
-    precision=precision,
-    preferred_element_type=jnp.float32,
-  ).astype(values.dtype)

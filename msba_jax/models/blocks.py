@@ -16,7 +16,13 @@ from jaxtyping import Array, Float
 
 from msba_jax.layers.attention import attend
 
-__all__ = ['FeedForward', 'TokenAttention', 'TransformerBlock', 'split_heads']
+__all__ = [
+  'FeedForward',
+  'TokenAttention',
+  'TransformerBlock',
+  'learned_power',
+  'split_heads',
+]
 
 Attend = Callable[..., Array]
 Images = Float[Array, 'n height width c'] | Sequence[Float[Array, 'n _ _ _']]
@@ -32,6 +38,12 @@ def split_heads(inputs: Array, num_heads: int) -> Array:
   if features % num_heads:
     raise ValueError(f'{num_heads=} must divide {features=}')
   return inputs.reshape(*inputs.shape[:-1], num_heads, features // num_heads)
+
+
+def learned_power(module: nn.Module) -> Array:
+  """The power of a generalised mean: a parameter, positive, 3 at first."""
+  inverse = nn.initializers.constant(2.9488)  # softplus(2.9488) = 3
+  return jax.nn.softplus(module.param('power', inverse, ()))
 
 
 class FeedForward(nn.Module):

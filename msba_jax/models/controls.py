@@ -15,7 +15,12 @@ from jaxtyping import Array, Float
 
 from msba_jax.layers.normalize import safe_normalize
 from msba_jax.layers.pooling import generalized_mean_pool
-from msba_jax.models.blocks import FeedForward, Images, TransformerBlock
+from msba_jax.models.blocks import (
+  FeedForward,
+  Images,
+  TransformerBlock,
+  learned_power,
+)
 from msba_jax.models.context import AnyContext, BatchContext, solo
 
 __all__ = ['BackboneOnly', 'BatchFormer']
@@ -35,9 +40,7 @@ class PooledHead(nn.Module):
   @nn.compact
   def __call__(self, levels: tuple[Array, ...]) -> Array:
     """Grids (n, y, x, _) to (n, features)."""
-    power = jax.nn.softplus(
-      self.param('power', nn.initializers.constant(2.9488), ())
-    )
+    power = learned_power(self)
     pooled = [
       generalized_mean_pool(
         grid.reshape(grid.shape[0], -1, grid.shape[-1]), power

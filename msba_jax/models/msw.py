@@ -7,14 +7,13 @@ Attributes:
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from msba_jax.layers.attention import attend
 from msba_jax.layers.pooling import generalized_mean_pool, region_partition
 from msba_jax.layers.windows import Windows, window_partition
-from msba_jax.models.blocks import split_heads
+from msba_jax.models.blocks import learned_power, split_heads
 
 __all__ = ['MultiScaleWindows']
 
@@ -85,10 +84,7 @@ class WindowedLevel(nn.Module):
       nn.LayerNorm(name='norm')(tokens)
     )
     out = nn.Dense(self.features, name='out')
-    # softplus(3) ≈ 3.05: the inverse softplus keeps the power positive.
-    power = jax.nn.softplus(
-      self.param('power', nn.initializers.constant(2.9488), ())
-    )
+    power = learned_power(self)
     regions = []
     for windows in region_partition(height, width, parts=self.parts):
       message = out(self._inside(projected, windows))
