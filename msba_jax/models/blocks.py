@@ -7,6 +7,7 @@ Attributes:
   TransformerBlock: pre-norm attention and feed-forward with residuals.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -20,7 +21,7 @@ __all__ = [
   'FeedForward',
   'TokenAttention',
   'TransformerBlock',
-  'learned_power',
+  'positive_parameter',
   'split_heads',
 ]
 
@@ -40,10 +41,12 @@ def split_heads(inputs: Array, num_heads: int) -> Array:
   return inputs.reshape(*inputs.shape[:-1], num_heads, features // num_heads)
 
 
-def learned_power(module: nn.Module) -> Array:
-  """The power of a generalised mean: a parameter, positive, 3 at first."""
-  inverse = nn.initializers.constant(2.9488)  # softplus(2.9488) = 3
-  return jax.nn.softplus(module.param('power', inverse, ()))
+def positive_parameter(module: nn.Module, name: str, initial: float) -> Array:
+  """A parameter of a module that stays positive: the softplus of a scalar."""
+  inverse = initial + math.log(-math.expm1(-initial))
+  return jax.nn.softplus(
+    module.param(name, nn.initializers.constant(inverse), ())
+  )
 
 
 class FeedForward(nn.Module):

@@ -19,7 +19,7 @@ from msba_jax.models.blocks import (
   FeedForward,
   Images,
   TransformerBlock,
-  learned_power,
+  positive_parameter,
 )
 from msba_jax.models.context import AnyContext, BatchContext, solo
 
@@ -40,7 +40,7 @@ class PooledHead(nn.Module):
   @nn.compact
   def __call__(self, levels: tuple[Array, ...]) -> Array:
     """Grids (n, y, x, _) to (n, features)."""
-    power = learned_power(self)
+    power = positive_parameter(self, 'power', 3.0)
     pooled = [
       generalized_mean_pool(
         grid.reshape(grid.shape[0], -1, grid.shape[-1]), power

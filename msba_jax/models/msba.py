@@ -17,6 +17,7 @@ from msba_jax.models.blocks import Images
 from msba_jax.models.caf import ContentAdaptiveFusion
 from msba_jax.models.cfi import CrossLevelIntegration
 from msba_jax.models.context import AnyContext, Solo, batch, solo
+from msba_jax.models.graph import ContentGraph, weigh_context
 from msba_jax.models.msw import MultiScaleWindows
 
 __all__ = ['MSBA', 'msba']
@@ -37,6 +38,8 @@ class MSBA(nn.Module):
     bcp: (regions, context) to regions of the same shape.
     cfi: regions to (n, d).
     caf: (solo, context or None) to (n, e), unit norm.
+    graph: solo embeddings (n, e), (m, e) to a bias (n, m) of the context, or
+      None.
     num_classes: rows of the shared head `out['proxies']`; 0 is no head.
   """
 
@@ -45,6 +48,7 @@ class MSBA(nn.Module):
   bcp: nn.Module
   cfi: nn.Module
   caf: nn.Module
+  graph: nn.Module | None = None
   num_classes: int = 0
 
   contextual = True
@@ -102,10 +106,15 @@ class MSBA(nn.Module):
     """Embeds regions in a context; returns as `__call__` does."""
     if self.is_initializing() and isinstance(context, Solo):
       # Every parameter is made, whatever context the first call has.
-      self.bcp(regions, batch(jnp.ones((regions.shape[1],), jnp.bool_)))
-    updated, bcp_aux = self.bcp(regions, context)
+      self.refine(regions, context=batch(jnp.ones(regions.shape[1], bool)))
     pooled, cfi_aux = self.cfi(regions)
     alone, _ = self.caf(pooled, None)
+    graph_aux = {}
+    if self.graph is not None:
+      context, graph_aux = weigh_context(
+        context, alone, graph=self.graph, embed=self._embed
+      )
+    updated, bcp_aux = self.bcp(regions, context)
     together, caf_aux = alone, {}
     if not isinstance(context, Solo):
       context_pooled, _ = self.cfi(updated)
@@ -119,9 +128,18 @@ class MSBA(nn.Module):
       'memory': jax.lax.stop_gradient(regions),
       'attention': bcp_aux.get('attention'),
       'proxies': self.proxies if self.num_classes else None,
-      'aux': {'bcp': bcp_aux, 'cfi': cfi_aux, 'caf': caf_aux},
+      'aux': {
+        'graph': graph_aux,
+        'bcp': bcp_aux,
+        'cfi': cfi_aux,
+        'caf': caf_aux,
+      },
     }
     return together, out
+
+  def _embed(self, regions: Array) -> Array:
+    """Solo embeddings (n, e) of regions."""
+    return self.caf(self.cfi(regions)[0], None)[0]
 
 
 def msba(
@@ -156,5 +174,6 @@ def msba(
     bcp=BidirectionalContext(num_heads),
     cfi=CrossLevelIntegration(),
     caf=ContentAdaptiveFusion(embedding),
+    graph=ContentGraph(),
     num_classes=num_classes,
   )

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from msba_jax.layers.attention import attend
 from msba_jax.layers.pooling import generalized_mean_pool, region_partition
 from msba_jax.layers.windows import Windows, window_partition
-from msba_jax.models.blocks import learned_power, split_heads
+from msba_jax.models.blocks import positive_parameter, split_heads
 
 __all__ = ['MultiScaleWindows']
 
@@ -84,7 +84,7 @@ class WindowedLevel(nn.Module):
       nn.LayerNorm(name='norm')(tokens)
     )
     out = nn.Dense(self.features, name='out')
-    power = learned_power(self)
+    power = positive_parameter(self, 'power', 3.0)
     regions = []
     for windows in region_partition(height, width, parts=self.parts):
       message = out(self._inside(projected, windows))

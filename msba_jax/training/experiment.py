@@ -7,6 +7,7 @@ the losses and the augmentation are Python objects and change in the file.
 
 Attributes:
   FILE_MODULE: begins the module name of a loaded file.
+  Metric: what an evaluation gives for each query.
   OptimizerConfig: rate, schedule, decay and clipping.
   ContextDropout: how often a step hides its context.
   EvaluationConfig: how a model is measured.
@@ -25,7 +26,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import flax.linen as nn
 import tyro
@@ -36,6 +37,17 @@ from msba_jax.losses.term import LossTerm
 
 FILE_MODULE = 'msba_experiment_'
 
+Metric: TypeAlias = Literal[
+  'recall@1',
+  'recall@2',
+  'recall@4',
+  'recall@8',
+  'precision@1',
+  'r_precision',
+  'map@r',
+  'ap',
+  'ap_trapezoidal',
+]
 _T = TypeVar('_T')
 _Internal = Annotated[_T, tyro.conf.Fixed, tyro.conf.Suppress]
 
@@ -93,7 +105,7 @@ class EvaluationConfig:
 
   batch_size: int = 256
   neighbours: int = 20
-  metric: str = 'map@r'
+  metric: Metric = 'map@r'
 
 
 @dataclasses.dataclass(frozen=True)

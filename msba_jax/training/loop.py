@@ -23,6 +23,7 @@ from msba_jax.training.evaluation import make_validation
 from msba_jax.training.experiment import Experiment
 from msba_jax.training.fit import Loop, fit
 from msba_jax.training.frozen import Frozen, freeze
+from msba_jax.training.lock import LOCK, only_one
 from msba_jax.training.manifest import MANIFEST
 from msba_jax.training.mesh import data_mesh, host_copy, replicated
 from msba_jax.training.optimizer import make_optimizer
@@ -54,16 +55,31 @@ def train(
     The finished run.
 
   Raises:
-    InputError: the directory holds a run of another configuration, or the
-      data cannot be read.
+    InputError: the directory holds a run of another configuration, another
+      process trains in it, or the data cannot be read.
     NonFiniteLossError: a loss or gradient is not finite.
     TrainingStopped: SIGTERM or `until` ended the training; it is saved.
   """
   directory = Path(directory)
-  progress = progress and jax.process_index() == 0
   _prepare(directory, experiment)
   if (directory / 'weights' / MANIFEST).exists():
     return load_run(directory, experiment)
+  first = jax.process_index() == 0
+  with only_one(directory) if first else contextlib.nullcontext():
+    return _train(
+      experiment, directory, devices, progress=progress and first, until=until
+    )
+
+
+def _train(
+  experiment: Experiment,
+  directory: Path,
+  devices: Sequence[Any] | None,
+  *,
+  progress: bool,
+  until: int | None,
+) -> Run:
+  """Trains in a directory that was prepared and is held."""
   given, splits, frozen = experiment, experiment.data.open(), None
   if experiment.frozen_backbone:
     frozen = freeze(experiment, splits, progress=progress)
@@ -124,7 +140,7 @@ def _prepare(directory: Path, experiment: Experiment) -> None:
       )
     return
   if any(
-    path.name != 'experiment.py' and '.partial-' not in path.name
+    path.name not in ('experiment.py', LOCK) and '.partial-' not in path.name
     for path in (directory.iterdir() if directory.exists() else ())
   ):
     raise InputError(

@@ -144,7 +144,7 @@ def test_embeddings_are_unit_and_named_parts_have_their_shapes(run, images):
   chex.assert_shape(out['memory'], (2, 8, 14, 8))
   chex.assert_shape(out['attention'], (2, 14, 2, 8, 8))
   chex.assert_shape(out['proxies'], (5, 6))
-  assert set(out['aux']) == {'msw', 'bcp', 'cfi', 'caf'}
+  assert set(out['aux']) == {'msw', 'graph', 'bcp', 'cfi', 'caf'}
   np.testing.assert_array_equal(embeddings, out['context'])
 
 

@@ -2,6 +2,7 @@ import dataclasses
 import os
 import shutil
 import signal
+from typing import get_args
 
 import jax
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 from msba_jax.data.errors import InputError
 from msba_jax.data.source import Splits
 from msba_jax.training.errors import NonFiniteLossError, TrainingStopped
-from msba_jax.training.experiment import EvaluationConfig
+from msba_jax.training.experiment import Metric
 from msba_jax.training.fit import plan_indices
+from msba_jax.training.lock import only_one
 from msba_jax.training.loop import train
 from msba_jax.training.manifest import check_manifest
 from msba_jax.training.record import read_metrics
+from msba_jax.training.run import evaluate_run
 
 
 def assert_same_checkpoint(one, other, step):
@@ -172,9 +175,14 @@ def test_more_classes_than_there_are(small, tmp_path):
     _train(small(classes_per_batch=7), tmp_path / 'run')
 
 
-def test_a_metric_that_does_not_exist(small, tmp_path):
-  experiment = small(
-    evaluate_every=1, evaluation=EvaluationConfig(metric='beauty')
-  )
-  with pytest.raises(InputError, match=r'evaluation\.metric=beauty is none of'):
-    _train(experiment, tmp_path / 'run')
+def test_a_directory_that_another_process_trains_in(small, tmp_path):
+  with (
+    only_one(tmp_path / 'run'),
+    pytest.raises(InputError, match='another process trains in'),
+  ):
+    _train(small(), tmp_path / 'run')
+
+
+def test_what_an_evaluation_gives_can_be_chosen(small_run):
+  scores = evaluate_run(small_run, progress=False).per_query['solo']
+  assert set(get_args(Metric)) == set(scores)
