@@ -81,6 +81,7 @@ def test_overrides_reach_nested_fields(path):
     (['--optimizer.schedule', 'linear'], 'linear'),
     (['--model', 'x'], '--model'),
     (['--augment', 'None'], '--augment'),
+    (['--evaluation.metric', 'beauty'], 'beauty'),
     (['stray'], 'stray'),
     (['--context-dropout.solo', '0.9'], 'solo=0.9'),
   ],
