@@ -32,14 +32,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float16, Float32, Int32, UInt8
 
-from msba_jax.data.errors import InputError
-from msba_jax.data.source import Source
-from msba_jax.retrieval.directory import (
+from msba_jax.data.directory import (
   MANIFEST,
+  BrokenError,
   atomic_directory,
   read_manifest,
   write_manifest,
 )
+from msba_jax.data.errors import InputError
+from msba_jax.data.source import Source
 from msba_jax.retrieval.embed import (
   ArraySource,
   Embedder,
@@ -179,9 +180,16 @@ def open_index(
       another model made it.
   """
   directory = Path(directory)
-  manifest = read_manifest(directory, verify=verify)
+  if not (directory / MANIFEST).is_file():
+    raise InputError(
+      f'{directory} is no index, it has no {MANIFEST}: build one with '
+      '`msba index`'
+    )
   try:
+    manifest = read_manifest(directory, verify=verify)
     index = _assemble(directory, manifest)
+  except BrokenError as error:
+    raise InputError(f'{error}: build the index again') from error
   except (OSError, KeyError, TypeError, ValueError) as error:
     raise InputError(
       f'{directory / MANIFEST} does not describe its directory ({error!r}): '

@@ -31,13 +31,13 @@ from orbax.checkpoint.checkpoint_managers import (
   PreservationPolicy,
 )
 
-from msba_jax.data.errors import InputError
-from msba_jax.training.manifest import (
+from msba_jax.data.directory import (
   MANIFEST,
   BrokenError,
-  check_manifest,
+  read_manifest,
   write_manifest,
 )
+from msba_jax.data.errors import InputError
 
 Leaves = dict[str, np.ndarray]
 
@@ -129,7 +129,7 @@ class Checkpoints:
       )
     where = self._directory / str(step)
     try:
-      facts = check_manifest(where)
+      facts = read_manifest(where)
     except BrokenError as error:
       raise InputError(f'checkpoint is broken: {error}; remove it') from error
     expected = specification(flatten(target, read=False))
@@ -153,7 +153,7 @@ class Checkpoints:
     """The step with the best score, None if no step was scored."""
     scores = {}
     for step in self.steps:
-      score = check_manifest(self._directory / str(step)).get('score')
+      score = read_manifest(self._directory / str(step)).get('score')
       if score is not None:
         scores[step] = score
     return max(scores, key=lambda step: (scores[step], step), default=None)
@@ -223,7 +223,7 @@ def _clean(directory: Path) -> int | None:
   for step in reversed(steps):
     path = directory / str(step)
     try:
-      check_manifest(path)
+      read_manifest(path)
     except BrokenError as error:
       warnings.warn(f'skipping checkpoint {step}: {error}', stacklevel=3)
       if first and (path / MANIFEST).exists():

@@ -24,20 +24,21 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from msba_jax.data.directory import (
+  MANIFEST,
+  BrokenError,
+  atomic_directory,
+  read_manifest,
+  write_manifest,
+)
 from msba_jax.data.errors import InputError
 from msba_jax.data.prefetch import batches
 from msba_jax.data.source import Evaluation, Fingerprinted, Source, Splits
 from msba_jax.data.transforms import normalize_image
 from msba_jax.models.backbones.precomputed import Precomputed
-from msba_jax.retrieval.directory import (
-  atomic_directory,
-  read_manifest,
-  write_manifest,
-)
 from msba_jax.retrieval.fingerprint import model_fingerprint
 from msba_jax.training.configuration import describe
 from msba_jax.training.experiment import Experiment
-from msba_jax.training.manifest import MANIFEST
 from msba_jax.training.weights import load_weights
 
 _BATCH = 256
@@ -186,7 +187,10 @@ def _features(
       _write(experiment, backbone, source, partial, views, progress)
       write_manifest(partial, {'views': views, 'backbone': digest})
   # Computed a moment ago or before: the hashes are those of what was written.
-  files = sorted(read_manifest(goal)['files'])
+  try:
+    files = sorted(read_manifest(goal)['files'])
+  except BrokenError as error:
+    raise InputError(f'{error}: remove {goal}') from error
   levels = tuple(np.load(goal / name, mmap_mode='r') for name in files)
   return FeatureSource(levels, source)
 

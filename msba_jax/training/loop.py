@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from msba_jax.data.atomic import write_json
+from msba_jax.data.directory import MANIFEST
 from msba_jax.data.errors import InputError
 from msba_jax.data.source import Splits
 from msba_jax.training.checkpoint import Checkpoints
@@ -24,7 +25,6 @@ from msba_jax.training.experiment import Experiment
 from msba_jax.training.fit import Loop, fit
 from msba_jax.training.frozen import Frozen, freeze
 from msba_jax.training.lock import LOCK, only_one
-from msba_jax.training.manifest import MANIFEST
 from msba_jax.training.mesh import data_mesh, host_copy, replicated
 from msba_jax.training.optimizer import make_optimizer
 from msba_jax.training.record import MetricsLog, environment

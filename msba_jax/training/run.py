@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from msba_jax.data.atomic import write_json
+from msba_jax.data.directory import MANIFEST
 from msba_jax.data.errors import InputError
 from msba_jax.models.context import MemoryBank
 from msba_jax.retrieval.embed import Embedder
@@ -38,7 +39,6 @@ from msba_jax.retrieval.evaluate import (
 )
 from msba_jax.training.configuration import configuration_hash
 from msba_jax.training.experiment import Experiment, load_experiment
-from msba_jax.training.manifest import MANIFEST
 from msba_jax.training.weights import load_weights
 
 

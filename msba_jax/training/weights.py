@@ -10,17 +10,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from msba_jax.data.directory import (
+  BrokenError,
+  atomic_directory,
+  read_manifest,
+  write_manifest,
+)
 from msba_jax.data.errors import InputError
-from msba_jax.retrieval.directory import atomic_directory
 from msba_jax.training.checkpoint import (
   compare_specifications,
   flatten,
   specification,
-)
-from msba_jax.training.manifest import (
-  BrokenError,
-  check_manifest,
-  write_manifest,
 )
 
 _FILE = 'arrays.npz'
@@ -59,7 +59,7 @@ def load_weights(directory: Path) -> dict[str, Any]:
     InputError: a file is missing, or is not what was written.
   """
   try:
-    facts = check_manifest(directory)
+    facts = read_manifest(directory)
   except BrokenError as error:
     raise InputError(
       f'weights are broken: {error}; run `msba train` again'

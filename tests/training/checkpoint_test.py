@@ -101,7 +101,7 @@ def test_a_flipped_bit_is_noticed_in_every_file(tmp_path):
     os.rename(aside, tmp_path / '2')
 
 
-@pytest.mark.parametrize('damage', ['empty', 'uncommitted', 'missing', 'extra'])
+@pytest.mark.parametrize('damage', ['empty', 'uncommitted', 'missing'])
 def test_an_unusable_step_gives_way_to_the_one_before(tmp_path, damage):
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, _tree(1))
@@ -112,10 +112,8 @@ def test_an_unusable_step_gives_way_to_the_one_before(tmp_path, damage):
       path.write_bytes(b'')
   elif damage == 'uncommitted':
     (step / 'manifest.json').unlink()
-  elif damage == 'missing':
-    _files(step)[0].unlink()
   else:
-    (step / 'stray').write_text('')
+    _files(step)[0].unlink()
   with pytest.warns(UserWarning, match='skipping checkpoint 2'):
     checkpoints = Checkpoints(tmp_path)
   with checkpoints:
@@ -168,7 +166,7 @@ def test_a_manifest_that_lies_about_its_arrays(tmp_path):
     checkpoints.save(1, _tree(1))
     path = tmp_path / '1' / 'manifest.json'
     manifest = json.loads(path.read_text())
-    manifest['facts']['leaves']['half'][1] = 'float32'
+    manifest['leaves']['half'][1] = 'float32'
     path.write_text(json.dumps(manifest))
     target = {**_tree(0), 'half': np.zeros(5, np.float32)}
     with pytest.raises(

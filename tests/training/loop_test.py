@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from msba_jax.data.directory import read_manifest
 from msba_jax.data.errors import InputError
 from msba_jax.data.source import Splits
 from msba_jax.training.errors import NonFiniteLossError, TrainingStopped
@@ -15,7 +16,6 @@ from msba_jax.training.experiment import Metric
 from msba_jax.training.fit import plan_indices
 from msba_jax.training.lock import only_one
 from msba_jax.training.loop import train
-from msba_jax.training.manifest import check_manifest
 from msba_jax.training.record import read_metrics
 from msba_jax.training.run import evaluate_run
 
@@ -33,7 +33,7 @@ def _leaves(directory, step):
   import orbax.checkpoint as ocp
 
   where = directory / 'checkpoints'
-  check_manifest(where / str(step))
+  read_manifest(where / str(step))
   with ocp.CheckpointManager(where) as manager:
     metadata = manager.restore(step, args=ocp.args.PyTreeRestore())
   return {name: np.asarray(leaf) for name, leaf in metadata.items()}

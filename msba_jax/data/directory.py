@@ -5,7 +5,9 @@ of what stood there in one rename. An interruption at any moment leaves the
 old one as it was.
 
 Attributes:
-  MANIFEST: name of the file that lists the others.
+  MANIFEST: name of the file that lists the others; a directory without it is
+    one that was not finished.
+  BrokenError: a directory is unfinished, or not as it was written.
   atomic_directory: builds a directory and puts it in its place at the end.
   write_manifest: lists size and SHA-256 of every file.
   read_manifest: reads the list and checks every file against it.
@@ -20,19 +22,25 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from msba_jax.data.atomic import write_json
 from msba_jax.data.errors import InputError
 
 __all__ = [
   'MANIFEST',
+  'BrokenError',
   'atomic_directory',
   'read_manifest',
   'write_manifest',
 ]
 
 MANIFEST = 'manifest.json'
+
+
+class BrokenError(InputError):
+  """A directory is unfinished, or not as it was written."""
 
 
 @contextlib.contextmanager
@@ -74,15 +82,18 @@ def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
   """Writes `manifest.json`: the facts, and size and SHA-256 of every file.
 
   Args:
-    directory: a directory of plain files.
+    directory: its files may be nested; it is complete once the list stands.
     facts: what else to write; JSON values, no key `files`.
   """
   files = {
-    path.name: {'bytes': path.stat().st_size, 'sha256': _sha256(path)}
-    for path in sorted(directory.iterdir())
+    path.relative_to(directory).as_posix(): {
+      'bytes': path.stat().st_size,
+      'sha256': _sha256(path),
+    }
+    for path in sorted(directory.rglob('*'))
+    if path.is_file() and path != directory / MANIFEST
   }
-  text = json.dumps({**facts, 'files': files}, indent=2, ensure_ascii=False)
-  (directory / MANIFEST).write_text(text + '\n', encoding='utf-8')
+  write_json(directory / MANIFEST, {**facts, 'files': files})
 
 
 def read_manifest(
@@ -98,7 +109,7 @@ def read_manifest(
     What the manifest says.
 
   Raises:
-    InputError: a file is missing, or is not what was written.
+    BrokenError: a file is missing, or is not what was written.
   """
   path = directory / MANIFEST
   try:
@@ -108,14 +119,11 @@ def read_manifest(
       for name, entry in manifest['files'].items()
     }
   except (FileNotFoundError, NotADirectoryError):
-    raise InputError(
-      f'{directory} is no index, it has no {MANIFEST}: build one with '
-      '`msba index`'
+    raise BrokenError(
+      f'{directory} was not finished, it has no {MANIFEST}'
     ) from None
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise InputError(
-      f'{path} cannot be read ({error}): build the index again'
-    ) from error
+    raise BrokenError(f'{path} cannot be read ({error})') from error
   for name, (size, sha256) in listed.items():
     _check_file(directory, name, size, sha256 if verify == 'hashes' else None)
   return manifest
@@ -125,20 +133,16 @@ def _check_file(
   directory: Path, name: str, size: int, sha256: str | None
 ) -> None:
   path = directory / name
-  if Path(name).name != name:
-    raise InputError(f'{directory / MANIFEST} lists {name!r}, no plain file')
+  if PurePosixPath(name).is_absolute() or '..' in PurePosixPath(name).parts:
+    raise BrokenError(f'{directory / MANIFEST} lists {name!r}, no file of it')
   if not path.is_file():
-    raise InputError(f'{path} is missing: build the index again')
+    raise BrokenError(f'{path} is missing')
   if path.stat().st_size != size:
-    raise InputError(
-      f'{path} has {path.stat().st_size} bytes where {size} were written: '
-      'build the index again'
+    raise BrokenError(
+      f'{path} has {path.stat().st_size} bytes where {size} were written'
     )
   if sha256 is not None and _sha256(path) != sha256:
-    raise InputError(
-      f'{path} is not what was written, its SHA-256 differs: build the index '
-      'again'
-    )
+    raise BrokenError(f'{path} is not what was written, its SHA-256 differs')
 
 
 def _sha256(path: Path) -> str:

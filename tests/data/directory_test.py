@@ -1,4 +1,4 @@
-"""Tests of `msba_jax.retrieval.directory`."""
+"""Tests of `msba_jax.data.directory`."""
 
 import json
 import os
@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from msba_jax.data import directory
 from msba_jax.data.errors import InputError
-from msba_jax.retrieval import directory
 
 
 def fill(path, text):
@@ -71,7 +71,7 @@ def test_a_killed_process_leaves_the_old_one_and_the_next_cleans_up(tmp_path):
   fill(goal, 'old')
   code = f"""
 import os, signal
-from msba_jax.retrieval.directory import atomic_directory
+from msba_jax.data.directory import atomic_directory
 with atomic_directory({str(goal)!r}) as partial:
   (partial / 'a.txt').write_text('new')
   os.kill(os.getpid(), signal.SIGKILL)
@@ -153,7 +153,7 @@ def test_what_was_changed_is_named(tmp_path):
     ('{"files": {"a.txt": {"bytes": "x", "sha256": ""}}}', 'cannot be read'),
     (
       json.dumps({'files': {'../x': {'bytes': 1, 'sha256': ''}}}),
-      'no plain file',
+      'no file of it',
     ),
   ],
 )
@@ -163,7 +163,7 @@ def test_a_broken_manifest_is_named(tmp_path, text, message):
     directory.read_manifest(tmp_path)
 
 
-def test_no_manifest_is_no_index(tmp_path):
+def test_without_a_manifest_it_was_not_finished(tmp_path):
   for path in (tmp_path, tmp_path / 'nowhere'):
-    with pytest.raises(InputError, match='is no index'):
+    with pytest.raises(InputError, match='was not finished'):
       directory.read_manifest(path)
