@@ -17,15 +17,11 @@ import jax
 import numpy as np
 
 from msba_jax.data.prefetch import load_batch
+from msba_jax.retrieval.devices import copy_to_all, data_mesh
 from msba_jax.training.experiment import load_experiment
 from msba_jax.training.fit import plan_indices
 from msba_jax.training.loop import train
-from msba_jax.training.mesh import (
-  data_mesh,
-  global_batch,
-  host_copy,
-  replicated,
-)
+from msba_jax.training.mesh import global_batch, host_copy
 from msba_jax.training.optimizer import make_optimizer
 from msba_jax.training.record import read_metrics
 from msba_jax.training.state import create_state
@@ -47,7 +43,7 @@ def bare_step(experiment, repeats=20):
   batch = global_batch(mesh, arrays, size=size)
   optimizer = make_optimizer(experiment.optimizer, steps=experiment.steps)
   state = create_state(experiment, optimizer, arrays['image'][:1])
-  state = jax.device_put(host_copy(state), replicated(mesh))
+  state = copy_to_all(host_copy(state), mesh)
   step = compile_step(make_step(experiment, optimizer), mesh)
   seconds = []
   for _ in range(repeats + 1):

@@ -18,6 +18,7 @@ from msba_jax.data.atomic import write_json
 from msba_jax.data.directory import MANIFEST
 from msba_jax.data.errors import InputError
 from msba_jax.data.source import Splits
+from msba_jax.retrieval.devices import copy_to_all, data_mesh
 from msba_jax.training.checkpoint import Checkpoints
 from msba_jax.training.configuration import configuration_hash
 from msba_jax.training.evaluation import make_validation
@@ -25,7 +26,7 @@ from msba_jax.training.experiment import Experiment
 from msba_jax.training.fit import Loop, fit
 from msba_jax.training.frozen import Frozen, freeze
 from msba_jax.training.lock import LOCK, only_one
-from msba_jax.training.mesh import data_mesh, host_copy, replicated
+from msba_jax.training.mesh import host_copy
 from msba_jax.training.optimizer import make_optimizer
 from msba_jax.training.record import MetricsLog, environment
 from msba_jax.training.run import Run, load_run, make_embedder, read_record
@@ -115,7 +116,7 @@ def _train(
       log=log,
       progress=progress,
     )
-    state = jax.device_put(host_copy(state), replicated(mesh))
+    state = copy_to_all(host_copy(state), mesh)
     state = fit(loop, state, until=until)
   if jax.process_index() == 0:
     kept = {'params': state.ema}

@@ -1,48 +1,12 @@
-"""The mesh over which a batch is split, and arrays laid out on it.
+"""Global batches over the devices of all processes, and back to the host."""
 
-A batch is sharded over the one axis `data`; the state is replicated. The axis
-is Auto, so that in-batch attention may contract sharded with sharded images:
-attention is over the global batch.
-
-Attributes:
-  AXIS: name of the axis of images.
-"""
-
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-AXIS = 'data'
-
-
-def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-  """A mesh with one axis, `data`, over the given devices or all of them.
-
-  Devices are ordered by process, so that each process holds one contiguous
-  stretch of a batch.
-
-  Args:
-    devices: all devices of all processes by default.
-
-  Returns:
-    The mesh, with an Auto axis.
-  """
-  devices = jax.devices() if devices is None else devices
-  ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
-  return Mesh(np.array(ordered), (AXIS,), axis_types=(AxisType.Auto,))
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The sharding of arrays whose first axis counts images."""
-  return NamedSharding(mesh, PartitionSpec(AXIS))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of arrays that every device holds whole."""
-  return NamedSharding(mesh, PartitionSpec())
+from msba_jax.retrieval.devices import batch_sharding
 
 
 def padded_size(mesh: Mesh, size: int) -> int:

@@ -25,8 +25,8 @@ from jaxtyping import Array, Bool, Int, Key
 from msba_jax.data.transforms import normalize_image
 from msba_jax.losses.term import total_loss
 from msba_jax.models import context as contexts
+from msba_jax.retrieval.devices import batch_sharding, replicated
 from msba_jax.training.experiment import ContextDropout, Experiment
-from msba_jax.training.mesh import batch_sharding, replicated
 from msba_jax.training.state import TrainState
 
 Batch = dict[str, Any]

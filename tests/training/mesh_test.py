@@ -3,14 +3,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from msba_jax.retrieval.devices import batch_sharding, data_mesh, replicated
 from msba_jax.training.mesh import (
-  batch_sharding,
-  data_mesh,
   global_batch,
   host_copy,
   padded_size,
   process_rows,
-  replicated,
 )
 
 

@@ -10,14 +10,9 @@ from msba_jax.losses.term import LossTerm
 from msba_jax.models.backbones.conv import ConvNet, ConvSpec
 from msba_jax.models.context import MemoryBank, solo
 from msba_jax.models.msba import msba
+from msba_jax.retrieval.devices import data_mesh, replicated
 from msba_jax.training.experiment import ContextDropout
-from msba_jax.training.mesh import (
-  data_mesh,
-  global_batch,
-  host_copy,
-  padded_size,
-  replicated,
-)
+from msba_jax.training.mesh import global_batch, host_copy, padded_size
 from msba_jax.training.optimizer import make_optimizer
 from msba_jax.training.state import create_state, parameter_count
 from msba_jax.training.step import (
