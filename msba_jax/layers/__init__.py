@@ -34,7 +34,11 @@ from msba_jax.layers.masks import (
 )
 from msba_jax.layers.nearest import Neighbours, exact_topk
 from msba_jax.layers.normalize import safe_normalize
-from msba_jax.layers.pooling import generalized_mean_pool, region_partition
+from msba_jax.layers.pooling import (
+  generalized_mean_pool,
+  generalized_mean_windows,
+  region_partition,
+)
 from msba_jax.layers.windows import (
   Windows,
   partition_windows,
@@ -54,6 +58,7 @@ __all__ = [
   'bidirectional_messages',
   'exact_topk',
   'generalized_mean_pool',
+  'generalized_mean_windows',
   'log_normalizer',
   'neighbour_mask',
   'padding_mask',

@@ -2,6 +2,7 @@
 
 Attributes:
   generalized_mean_pool: GeM over an axis, defined for every real number.
+  generalized_mean_windows: the same of every window of a grid, cheaper.
   region_partition: the index maps of the default regions of an image.
 """
 
@@ -9,11 +10,16 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from msba_jax.layers.windows import Windows, partition_windows
 
-__all__ = ['generalized_mean_pool', 'region_partition']
+__all__ = [
+  'generalized_mean_pool',
+  'generalized_mean_windows',
+  'region_partition',
+]
 
 
 def generalized_mean_pool(
@@ -48,12 +54,7 @@ def generalized_mean_pool(
   Source: Fine-tuning CNN Image Retrieval with No Human Annotation (2017), arXiv
   1711.02512; the softplus is ours.
   """
-  power = jnp.asarray(power, jnp.float32)
-  if power.ndim not in (0, 1):
-    raise ValueError(f'power must be a scalar or (d,): {power.shape=}')
-  power = jnp.broadcast_to(power, inputs.shape[-1:])
-  logs = jnp.log(jax.nn.softplus(inputs.astype(jnp.float32)) + epsilon)
-  scaled = logs * jnp.broadcast_to(power, logs.shape)
+  scaled, power = _scaled_logs(inputs, power, epsilon)
   if mask is None:
     total = jax.nn.logsumexp(scaled, axis=-2) - jnp.log(inputs.shape[-2])
     return _root(total, power).astype(inputs.dtype)
@@ -65,6 +66,51 @@ def generalized_mean_pool(
     scaled, axis=-2, where=mask | ~alive[..., None, :]
   ) - jnp.log(jnp.maximum(count, 1).astype(jnp.float32))
   return jnp.where(alive, _root(total, power), 0).astype(inputs.dtype)
+
+
+def generalized_mean_windows(
+  inputs: Float[Array, '*b t d'],
+  windows: Sequence[Windows],
+  power: Float[Array, '...'] | float = 3.0,
+  *,
+  epsilon: float = 1e-6,
+) -> Float[Array, '*b w d']:
+  r"""`generalized_mean_pool` of every window of a grid.
+
+  Powers are taken once a token, however many windows it is in, and a window is
+  a row of one matrix product. They are relative to the largest of an image and
+  feature: where (smallest / largest)ᵖ of the softplus falls below 1e-30, a
+  window of only such tokens gives that bound in place of its mean.
+
+  Args:
+    inputs: tokens of a grid, row-major.
+    windows: index maps of this grid; their windows follow each other.
+    power: p, positive, a scalar or one a feature.
+    epsilon: added to the softplus.
+
+  Returns:
+    One positive vector a window in the dtype of the inputs.
+
+  Raises:
+    ValueError: a window is of another grid.
+
+  Example:
+    >>> grid = jnp.array([[2.0], [2.0], [0.0], [0.0]])
+    >>> pooled = generalized_mean_windows(grid, region_partition(2, 2))
+    >>> bool(jnp.isclose(pooled[1, 0], jax.nn.softplus(2.0), atol=1e-5))
+    True
+  """
+  if any(part.tokens != inputs.shape[-2] for part in windows):
+    raise ValueError(
+      f'windows of {[part.tokens for part in windows]} tokens do not fit '
+      f'{inputs.shape=}'
+    )
+  scaled, power = _scaled_logs(inputs, power, epsilon)
+  peak = jax.lax.stop_gradient(jnp.max(scaled, axis=-2, keepdims=True))
+  means = jnp.einsum(
+    'wt,...td->...wd', _window_means(windows), jnp.exp(scaled - peak)
+  )
+  return _root(jnp.log(means + 1e-30) + peak, power).astype(inputs.dtype)
 
 
 def region_partition(
@@ -92,5 +138,28 @@ def region_partition(
   return tuple(partition_windows(height, width, parts=p) for p in parts)
 
 
+def _scaled_logs(
+  inputs: Array, power: Array | float, epsilon: float
+) -> tuple[Array, Array]:
+  """P · log(softplus(x) + ε) in float32, and p for every feature."""
+  power = jnp.asarray(power, jnp.float32)
+  if power.ndim not in (0, 1):
+    raise ValueError(f'power must be a scalar or (d,): {power.shape=}')
+  power = jnp.broadcast_to(power, inputs.shape[-1:])
+  logs = jnp.log(jax.nn.softplus(inputs.astype(jnp.float32)) + epsilon)
+  return logs * jnp.broadcast_to(power, logs.shape), power
+
+
 def _root(total: Array, power: Array) -> Array:
   return jnp.exp(total / jnp.broadcast_to(power, total.shape))
+
+
+def _window_means(windows: Sequence[Windows]) -> np.ndarray:
+  """(w, t): the static matrix that averages the tokens of every window."""
+  rows = []
+  for part in windows:
+    shares = part.valid / part.valid.sum(axis=1, keepdims=True)
+    matrix = np.zeros((len(shares), part.tokens), np.float32)
+    np.add.at(matrix, (np.arange(len(shares))[:, None], part.indices), shares)
+    rows.append(matrix)
+  return np.concatenate(rows)

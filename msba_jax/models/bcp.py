@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from msba_jax.layers.in_batch import bidirectional_messages
-from msba_jax.models.blocks import FeedForward, split_heads
+from msba_jax.models.blocks import FeedForward, small_init, split_heads
 from msba_jax.models.context import AnyContext, BatchContext, Context, Solo
 
 __all__ = ['BidirectionalContext', 'ContextKeys', 'context_keys']
@@ -142,12 +142,17 @@ class BidirectionalContext(nn.Module):
       gate = FeedForward(features // 2, features, name=f'gate_{name}')(
         jnp.concatenate([asking, message], axis=-1)
       )
-      sent = nn.Dense(features, use_bias=False, name=f'out_{name}')(message)
+      sent = nn.Dense(
+        features,
+        use_bias=False,
+        kernel_init=small_init,
+        name=f'out_{name}',
+      )(message)
       updated = updated + jax.nn.sigmoid(gate) * sent
     has_context = jnp.any(keys_of.mask, axis=-1)[:, None, None]
-    inner = FeedForward(self.ratio * features, name='feed_forward')(
-      nn.LayerNorm(name='norm_feed_forward')(updated)
-    )
+    inner = FeedForward(
+      self.ratio * features, outer_init=small_init, name='feed_forward'
+    )(nn.LayerNorm(name='norm_feed_forward')(updated))
     updated = updated + jnp.where(has_context, inner, 0)
     weights = messages.weights.reshape(levels, r, *messages.weights.shape[1:])
     return _by_level(updated, levels), {'attention': weights}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from msba_jax.layers.normalize import safe_normalize
-from msba_jax.models.blocks import FeedForward
+from msba_jax.models.blocks import FeedForward, small_init
 
 __all__ = ['ContentAdaptiveFusion']
 
@@ -36,7 +36,7 @@ class ContentAdaptiveFusion(nn.Module):
     """Returns unit embeddings, and π_2 of every image."""
     embed = nn.Dense(self.features, name='embed')
     norm = nn.LayerNorm(name='norm')
-    mix = FeedForward(solo.shape[-1], 2, name='mix')
+    mix = FeedForward(solo.shape[-1], 2, outer_init=small_init, name='mix')
     share = jnp.zeros(solo.shape[:1])
     fused = solo
     if context is not None or self.is_initializing():

@@ -33,7 +33,7 @@ class ContentGraph(nn.Module):
     scale: s at first.
   """
 
-  scale: float = 10.0
+  scale: float = 20.0
 
   @nn.compact
   def __call__(

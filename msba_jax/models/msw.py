@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from msba_jax.layers.attention import attend
-from msba_jax.layers.pooling import generalized_mean_pool, region_partition
+from msba_jax.layers.pooling import generalized_mean_windows, region_partition
 from msba_jax.layers.windows import Windows, window_partition
-from msba_jax.models.blocks import positive_parameter, split_heads
+from msba_jax.models.blocks import positive_parameter, small_init, split_heads
 
 __all__ = ['MultiScaleWindows']
 
@@ -21,10 +21,11 @@ __all__ = ['MultiScaleWindows']
 class MultiScaleWindows(nn.Module):
   """Windowed self-attention and pooling at every level and scale.
 
-  Every level is projected to one width. Then, for each partition of the grid
-  into windows, tokens attend inside their window and a window is pooled to one
-  region by a generalised mean with a learned power. The default partitions,
-  whole map, 2 × 2 and 3 × 3, give 14 regions at each level, whatever the grid.
+  For each partition of the grid into windows, a window is pooled to one region
+  by a generalised mean with a learned power, at the width of the backbone, and
+  projected to the one width of all levels; to it is added the mean message of
+  the attention among the tokens of the window. The default partitions, whole
+  map, 2 × 2 and 3 × 3, give 14 regions at each level, whatever the grid.
 
   Attributes:
     features: width of a region.
@@ -76,27 +77,27 @@ class WindowedLevel(nn.Module):
   @nn.compact
   def __call__(self, grid: Array) -> Array:
     """(n, y, x, _) to (n, r, features)."""
-    n, height, width, _ = grid.shape
-    tokens = nn.Dense(self.features, name='project')(
-      grid.reshape(n, height * width, -1)
-    )
+    n, height, width, channels = grid.shape
+    grid = grid.reshape(n, height * width, channels)
+    project = nn.Dense(self.features, name='project')
     projected = nn.Dense(3 * self.features, name='qkv')(
-      nn.LayerNorm(name='norm')(tokens)
+      nn.LayerNorm(name='norm')(project(grid))
     )
-    out = nn.Dense(self.features, name='out')
+    partition = region_partition(height, width, parts=self.parts)
+    messages = jnp.concatenate(
+      [self._inside(projected, windows) for windows in partition], axis=1
+    )
     power = positive_parameter(self, 'power', 3.0)
-    regions = []
-    for windows in region_partition(height, width, parts=self.parts):
-      message = out(self._inside(projected, windows))
-      inside = window_partition(tokens, windows) + message
-      valid = None
-      if not windows.valid.all():
-        valid = jnp.broadcast_to(jnp.asarray(windows.valid), inside.shape[:3])
-      regions.append(generalized_mean_pool(inside, power, mask=valid))
-    return nn.LayerNorm(name='norm_regions')(jnp.concatenate(regions, axis=1))
+    pooled = nn.LayerNorm(name='norm_pooled')(
+      generalized_mean_windows(grid, partition, power)
+    )
+    message = nn.Dense(self.features, kernel_init=small_init, name='out')(
+      messages
+    )
+    return nn.LayerNorm(name='norm_regions')(project(pooled) + message)
 
   def _inside(self, projected: Array, windows: Windows) -> Array:
-    """Attention inside every window: (n, t, 3 d) to (n, w, s, d)."""
+    """Mean message inside every window: (n, t, 3 d) to (n, w, d)."""
     parts = window_partition(projected, windows)
     queries, keys, values = (
       split_heads(x, self.num_heads) for x in jnp.split(parts, 3, axis=-1)
@@ -105,4 +106,6 @@ class WindowedLevel(nn.Module):
     if not windows.valid.all():
       mask = jnp.asarray(windows.valid)[None, :, None, None, :]
     message = self.attend(queries, keys, values, mask=mask)
-    return message.reshape(*parts.shape[:-1], self.features)
+    message = message.reshape(*parts.shape[:-1], self.features)
+    share = windows.valid / windows.valid.sum(axis=1, keepdims=True)
+    return jnp.einsum('ws,nwsd->nwd', jnp.asarray(share, 'f4'), message)

@@ -114,3 +114,52 @@ def test_errors(rng):
     pooling.region_partition(4, 4, parts=())
   with pytest.raises(ValueError, match='power must be a scalar'):
     pooling.generalized_mean_pool(jnp.ones((2, 3)), jnp.ones((1, 3)))
+
+
+@pytest.mark.parametrize('power', [0.5, 3.0, 8.0])
+@pytest.mark.parametrize('shape', [(8, 8), (3, 5), (1, 2)])
+def test_windows_equal_pooling_each_of_them(variant, rng, power, shape):
+  windows = pooling.region_partition(*shape)
+  inputs = jnp.asarray(3 * rng.normal(size=(2, shape[0] * shape[1], 3)), 'f4')
+
+  def pool(inputs, power):
+    return pooling.generalized_mean_windows(inputs, windows, power)
+
+  found = variant(pool)(inputs, jnp.float32(power))
+  expected = [
+    reference(inputs[:, np.asarray(indices)[valid]], power)
+    for part in windows
+    for indices, valid in zip(part.indices, part.valid, strict=True)
+  ]
+  np.testing.assert_allclose(found, np.stack(expected, axis=1), rtol=3e-5)
+
+
+def test_windows_have_the_gradients_of_pooling(rng):
+  windows = pooling.region_partition(2, 3)
+  inputs = jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)
+
+  @jax.jit
+  def pool(inputs, power):
+    return pooling.generalized_mean_windows(inputs, windows, power)
+
+  check_grads(pool, (inputs, jnp.array([2.0, 4.0])), 1, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_windows_of_extremes_stay_finite(dtype):
+  inputs = jnp.array([[-200.0], [-30.0], [0.0], [400.0]], dtype)
+  windows = pooling.region_partition(2, 2)
+
+  def total(inputs):
+    return pooling.generalized_mean_windows(inputs, windows, 3.0).sum()
+
+  value, gradient = jax.value_and_grad(total)(inputs)
+  chex.assert_tree_all_finite((value, gradient))
+  assert gradient.dtype == dtype
+
+
+def test_windows_of_another_grid(rng):
+  with pytest.raises(ValueError, match='do not fit'):
+    pooling.generalized_mean_windows(
+      jnp.zeros((5, 2)), pooling.region_partition(2, 2)
+    )
