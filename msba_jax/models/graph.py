@@ -68,15 +68,16 @@ def weigh_context(
   """
   if isinstance(context, Solo):
     return context, {}
+
+  def weigh(foreign: Context) -> tuple[Context, dict[str, Array]]:
+    bias, aux = graph(solo, embed(foreign.regions))
+    return foreign._replace(bias=_sum(foreign.bias, bias)), aux
+
   if isinstance(context, Context):
-    bias, aux = graph(solo, embed(context.regions))
-    return context._replace(bias=_sum(context.bias, bias)), aux
+    return weigh(context)
+  memory = None if context.memory is None else weigh(context.memory)[0]
   bias, aux = graph(solo, solo)
-  bias = bias + _OWN * jnp.eye(solo.shape[0])
-  memory = context.memory
-  if memory is not None:
-    memory, _ = weigh_context(memory, solo, graph=graph, embed=embed)
-  bias = _sum(context.bias, bias)
+  bias = _sum(context.bias, bias + _OWN * jnp.eye(solo.shape[0]))
   return BatchContext(context.valid, memory, bias), aux
 
 

@@ -11,9 +11,6 @@ from pathlib import Path
 
 from msba_jax.data.errors import InputError
 
-if sys.platform != 'win32':
-  import fcntl
-
 LOCK = 'lock'
 
 
@@ -35,6 +32,8 @@ def only_one(directory: Path) -> Iterator[None]:
   if sys.platform == 'win32':
     yield
     return
+  import fcntl
+
   directory.mkdir(parents=True, exist_ok=True)
   with (directory / LOCK).open('a') as file:
     try:
