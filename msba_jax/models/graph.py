@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from msba_jax.models.blocks import positive_parameter
-from msba_jax.models.context import AnyContext, BatchContext, Context, Solo
+from msba_jax.models.context import AnyContext, BatchContext, Context
 
 __all__ = ['ContentGraph', 'weigh_context']
 
@@ -66,8 +66,6 @@ def weigh_context(
   Returns:
     The same context with a bias, and what the graph tells of itself.
   """
-  if isinstance(context, Solo):
-    return context, {}
 
   def weigh(foreign: Context) -> tuple[Context, dict[str, Array]]:
     bias, aux = graph(solo, embed(foreign.regions))
@@ -75,6 +73,8 @@ def weigh_context(
 
   if isinstance(context, Context):
     return weigh(context)
+  if not isinstance(context, BatchContext):
+    return context, {}  # solo, or what the next stage says is no context
   memory = None if context.memory is None else weigh(context.memory)[0]
   bias, aux = graph(solo, solo)
   bias = _sum(context.bias, bias + _OWN * jnp.eye(solo.shape[0]))
