@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from msba_jax.layers.attention import attend
 from msba_jax.layers.pooling import generalized_mean_windows, region_partition
 from msba_jax.layers.windows import Windows, window_partition
-from msba_jax.models.blocks import positive_parameter, small_init, split_heads
+from msba_jax.models.blocks import positive_parameter, split_heads
 
 __all__ = ['MultiScaleWindows']
 
@@ -91,9 +91,7 @@ class WindowedLevel(nn.Module):
     pooled = nn.LayerNorm(name='norm_pooled')(
       generalized_mean_windows(grid, partition, power)
     )
-    message = nn.Dense(self.features, kernel_init=small_init, name='out')(
-      messages
-    )
+    message = nn.Dense(self.features, name='out')(messages)
     return nn.LayerNorm(name='norm_regions')(project(pooled) + message)
 
   def _inside(self, projected: Array, windows: Windows) -> Array:
