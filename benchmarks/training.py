@@ -12,6 +12,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -64,8 +65,9 @@ def main():
   overrides += ['--evaluate-every', '0']
   experiment = load_experiment(options.experiment, overrides)
   with tempfile.TemporaryDirectory() as directory:
-    train(experiment, f'{directory}/run', devices=jax.devices()[:1])
-    rows = read_metrics(f'{directory}/run')
+    run = Path(directory) / 'run'
+    train(experiment, run, devices=jax.devices()[:1])
+    rows = read_metrics(run)
   rows = [row for row in rows if row['phase'] == 'train'][1:]
   speed = statistics.median(row['images_per_second'] for row in rows)
   wait = statistics.median(row['data_wait'] for row in rows)
