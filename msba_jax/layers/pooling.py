@@ -141,7 +141,7 @@ def region_partition(
 def _scaled_logs(
   inputs: Array, power: Array | float, epsilon: float
 ) -> tuple[Array, Array]:
-  """P · log(softplus(x) + ε) in float32, and p for every feature."""
+  """Float32 logs of softplus(x) + ε times p, and p for every feature."""
   power = jnp.asarray(power, jnp.float32)
   if power.ndim not in (0, 1):
     raise ValueError(f'power must be a scalar or (d,): {power.shape=}')
