@@ -15,6 +15,7 @@ from msba_jax.data.errors import InputError
 from msba_jax.data.prefetch import batches
 from msba_jax.data.splits import SplitNames
 from msba_jax.data.tfds import TfdsData
+from tests.data.birds import birds_info
 
 CLASSES = ('001.Albatross', '002.Auklet', '003.Bunting', '004.Cardinal')
 
@@ -34,18 +35,7 @@ class TinyBirds(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version('0.2.0')
 
   def _info(self):
-    features = tfds.features.FeaturesDict(
-      {
-        'image': tfds.features.Image(),
-        'image/filename': tfds.features.Text(),
-        'bbox': tfds.features.BBoxFeature(),
-        'label': tfds.features.ClassLabel(names=list(CLASSES)),
-        'segmentation_mask': tfds.features.Image(shape=(None, None, 1)),
-      }
-    )
-    return tfds.core.DatasetInfo(
-      builder=self, features=features, supervised_keys=('image', 'label')
-    )
+    return birds_info(self, list(CLASSES))
 
   def _split_generators(self, dl_manager):
     return {'train': self._pictures(8, 0), 'test': self._pictures(4, 100)}

@@ -12,6 +12,7 @@ from PIL import Image
 
 from msba_jax.data.errors import InputError
 from msba_jax.training.experiment import load_experiment
+from tests.data.birds import birds_info
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / 'experiments').glob('*.py'))
@@ -67,20 +68,7 @@ class CaltechBirds2011(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version('0.1.1')
 
   def _info(self):
-    features = tfds.features.FeaturesDict(
-      {
-        'image': tfds.features.Image(),
-        'image/filename': tfds.features.Text(),
-        'bbox': tfds.features.BBoxFeature(),
-        'label': tfds.features.ClassLabel(
-          names=[f'{c:03d}.Bird' for c in range(24)]
-        ),
-        'segmentation_mask': tfds.features.Image(shape=(None, None, 1)),
-      }
-    )
-    return tfds.core.DatasetInfo(
-      builder=self, features=features, supervised_keys=('image', 'label')
-    )
+    return birds_info(self, [f'{c:03d}.Bird' for c in range(24)])
 
   def _split_generators(self, dl_manager):
     return {'train': self._pictures(0), 'test': self._pictures(1)}
