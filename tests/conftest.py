@@ -2,7 +2,8 @@
 
 import os
 
-os.environ['JAX_PLATFORMS'] = 'cpu'
+# What needs a GPU runs with JAX_PLATFORMS=cuda and is skipped otherwise.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '')
   + ' --xla_force_host_platform_device_count=8'

@@ -24,6 +24,7 @@ from msba_jax.layers.attention import (
 from msba_jax.layers.in_batch import (
   Messages,
   attend_across_images,
+  attend_joint_tokens,
   bidirectional_messages,
 )
 from msba_jax.layers.masks import (
@@ -53,6 +54,7 @@ __all__ = [
   'Windows',
   'attend',
   'attend_across_images',
+  'attend_joint_tokens',
   'attention_scores',
   'attention_weights',
   'bidirectional_messages',

@@ -19,6 +19,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from msba_jax.layers.chunked import attend_in_chunks
+from msba_jax.layers.implementations import (
+  Implementation,
+  chunk_sizes,
+  cudnn_attention,
+  resolve_implementation,
+  splash_attention,
+)
+
 __all__ = [
   'attend',
   'attention_scores',
@@ -144,6 +153,8 @@ def attend(
   bias: Float[Array, '...'] | None = None,
   scale: float | None = None,
   precision: jax.lax.PrecisionLike = None,
+  implementation: Implementation | None = None,
+  chunk: int | tuple[int, int] | None = None,
 ) -> Float[Array, '*b n h f']:
   r"""Scaled dot-product attention: o = softmax_m(scale · q·k + bias) v.
 
@@ -155,13 +166,20 @@ def attend(
     bias: broadcasts to `(*b, h, n, m)`; added after the scaling.
     scale: factor of the products; None is 1/√d.
     precision: of both matrix products, as in `jax.lax.dot_general`.
+    implementation: 'dense' keeps the scores of all pairs; 'chunked' never does
+      and has a gradient but no forward-mode derivative; 'cudnn' needs an NVIDIA
+      GPU, 'splash' a TPU, and both leave `precision` to the kernel. None takes
+      what `choose_implementation` says.
+    chunk: largest number of queries and of keys of a chunk, or one number for
+      both; naming it means 'chunked'.
 
   Returns:
     Messages in the dtype of the values; exact zeros for a row in which nothing
     takes part.
 
   Raises:
-    ValueError: the shapes do not fit together.
+    ValueError: the shapes do not fit together, or the implementation does not
+      take these arguments.
     TypeError: the mask is not Boolean.
 
   Example:
@@ -173,11 +191,34 @@ def attend(
 
   Source: Attention Is All You Need (2017), arXiv 1706.03762.
   """
+  _check(queries, keys, mask, bias)
   if values.shape[:-1] != keys.shape[:-1]:
     raise ValueError(
       'values must match keys in all axes but the last: '
       f'{values.shape=} {keys.shape=}'
     )
+  if scale is None:
+    scale = 1 / math.sqrt(queries.shape[-1])
+  chosen = resolve_implementation(
+    implementation, chunk, queries, keys, values, mask=mask, bias=bias
+  )
+  if chosen == 'chunked':
+    return attend_in_chunks(
+      queries,
+      keys,
+      values,
+      mask=mask,
+      bias=bias,
+      scale=scale,
+      precision=precision,
+      chunk=chunk_sizes(chunk),
+    ).messages
+  if chosen == 'cudnn':
+    return cudnn_attention(
+      queries, keys, values, mask=mask, bias=bias, scale=scale
+    )
+  if chosen == 'splash':
+    return splash_attention(queries, keys, values, scale=scale)
   weights = attention_weights(
     queries, keys, mask=mask, bias=bias, scale=scale, precision=precision
   )

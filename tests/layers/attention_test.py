@@ -1,5 +1,7 @@
 """Tests of `msba_jax.layers.attention`."""
 
+import functools
+
 import chex
 import hypothesis
 import jax
@@ -12,6 +14,15 @@ from jax.test_util import check_grads
 from msba_jax.layers import attention
 
 SIZES = st.sampled_from([1, 2, 5])
+
+
+@pytest.fixture(params=['dense', 'chunked'])
+def attend(request):
+  """`attend` in every implementation that runs anywhere."""
+  chunk = (2, 3) if request.param == 'chunked' else None
+  return functools.partial(
+    attention.attend, implementation=request.param, chunk=chunk
+  )
 
 
 def reference(queries, keys, values, mask=None, bias=None, scale=None):
@@ -45,11 +56,11 @@ def inputs(rng, n=5, m=7, h=2, d=4, f=3, lead=(), size=1.0):
   n=SIZES, m=SIZES, h=SIZES, d=SIZES, f=SIZES, seed=st.integers(0, 99),
   size=st.sampled_from([1e-3, 1.0, 30.0]),
 )  # fmt: skip
-def test_equals_the_float64_reference(n, m, h, d, f, seed, size):
+def test_equals_the_float64_reference(attend, n, m, h, d, f, seed, size):
   rng = np.random.default_rng(seed)
   *arrays, mask, bias = inputs(rng, n, m, h, d, f, lead=(2,), size=size)
   weights = attention.attention_weights(*arrays[:2], mask=mask, bias=bias)
-  messages = attention.attend(*arrays, mask=mask, bias=bias)
+  messages = attend(*arrays, mask=mask, bias=bias)
   expected = reference(*arrays, mask, bias)
   # Float32 rounds a product of size s to s · 2⁻²⁴: the scores set the bound.
   tolerance = 1e-6 * (1 + size**2 * d)
@@ -59,37 +70,37 @@ def test_equals_the_float64_reference(n, m, h, d, f, seed, size):
 
 @pytest.mark.parametrize('masked', [False, True])
 @pytest.mark.parametrize('biased', [False, True])
-def test_every_option_eager_and_compiled(variant, rng, masked, biased):
+def test_every_option_eager_and_compiled(attend, variant, rng, masked, biased):
   *arrays, mask, bias = inputs(rng)
   options = {'mask': mask if masked else None, 'bias': bias if biased else None}
-  messages = variant(attention.attend)(*arrays, **options)
+  messages = variant(attend)(*arrays, **options)
   _, expected = reference(*arrays, **options)
   np.testing.assert_allclose(messages, expected, atol=2e-6)
 
 
-def test_scale_replaces_the_default(rng):
+def test_scale_replaces_the_default(attend, rng):
   *arrays, _, _ = inputs(rng)
-  messages = attention.attend(*arrays, scale=0.25)
+  messages = attend(*arrays, scale=0.25)
   np.testing.assert_allclose(
     messages, reference(*arrays, scale=0.25)[1], atol=2e-6
   )
 
 
 @pytest.mark.parametrize('shape', [(5, 7), (1, 7), (1, 5, 7), (2, 1, 7)])
-def test_mask_and_bias_broadcast(rng, shape):
+def test_mask_and_bias_broadcast(attend, rng, shape):
   *arrays, _, _ = inputs(rng)
   mask = jnp.asarray(rng.random(shape) < 0.6)
   bias = jnp.asarray(rng.normal(size=shape), jnp.float32)
-  messages = attention.attend(*arrays, mask=mask, bias=bias)
+  messages = attend(*arrays, mask=mask, bias=bias)
   _, expected = reference(*arrays, mask, bias)
   np.testing.assert_allclose(messages, expected, atol=2e-6)
 
 
-def test_permuting_queries_and_keys_permutes_the_result(rng):
+def test_permuting_queries_and_keys_permutes_the_result(attend, rng):
   queries, keys, values, mask, bias = inputs(rng)
   rows, columns = rng.permutation(5), rng.permutation(7)
-  messages = attention.attend(queries, keys, values, mask=mask, bias=bias)
-  permuted = attention.attend(
+  messages = attend(queries, keys, values, mask=mask, bias=bias)
+  permuted = attend(
     queries[rows],
     keys[columns],
     values[columns],
@@ -109,7 +120,9 @@ def test_rows_sum_to_one_or_to_zero(rng):
 
 
 @pytest.mark.parametrize('how', ['mask', 'bias'])
-def test_a_row_without_keys_is_zero_and_so_is_its_gradient(variant, rng, how):
+def test_a_row_without_keys_is_zero_and_so_is_its_gradient(
+  attend, variant, rng, how
+):
   queries, keys, values, _, _ = inputs(rng)
   allowed = np.ones((5, 7), bool)
   allowed[2] = False
@@ -120,9 +133,9 @@ def test_a_row_without_keys_is_zero_and_so_is_its_gradient(variant, rng, how):
   )
 
   def total(*arrays):
-    return jnp.sum(attention.attend(*arrays, **option) ** 2)
+    return jnp.sum(attend(*arrays, **option) ** 2)
 
-  messages = variant(attention.attend)(queries, keys, values, **option)
+  messages = variant(attend)(queries, keys, values, **option)
   assert np.all(np.asarray(messages[2]) == 0)
   gradients = variant(jax.grad(total, (0, 1, 2)))(queries, keys, values)
   chex.assert_tree_all_finite(gradients)
@@ -130,33 +143,36 @@ def test_a_row_without_keys_is_zero_and_so_is_its_gradient(variant, rng, how):
   assert np.any(np.asarray(gradients[0][1]) != 0)
 
 
-def test_nothing_flows_to_a_masked_key(rng):
+def test_nothing_flows_to_a_masked_key(attend, rng):
   queries, keys, values, _, _ = inputs(rng)
   mask = jnp.ones((5, 7), bool).at[:, 3].set(False)
 
   def total(keys, values):
-    return jnp.sum(attention.attend(queries, keys, values, mask=mask) ** 2)
+    return jnp.sum(attend(queries, keys, values, mask=mask) ** 2)
 
   for gradient in jax.grad(total, (0, 1))(keys, values):
     assert np.all(np.asarray(gradient[3]) == 0)
     assert np.all(np.abs(np.asarray(gradient[2])).sum() > 0)
 
 
-def test_gradients_equal_finite_differences(rng):
+def test_gradients_equal_finite_differences(attend, rng):
   queries, keys, values, mask, bias = inputs(rng, n=3, m=4, d=2)
 
   @jax.jit
   def messages(queries, keys, values, bias):
-    return attention.attend(queries, keys, values, mask=mask, bias=bias)
+    return attend(queries, keys, values, mask=mask, bias=bias)
 
-  check_grads(messages, (queries, keys, values, bias), 2, rtol=2e-2, atol=2e-2)
+  modes = ['rev'] if attend.keywords['chunk'] else ['fwd', 'rev']
+  check_grads(
+    messages, (queries, keys, values, bias), 2, modes, rtol=2e-2, atol=2e-2
+  )
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_the_result_has_the_dtype_of_the_values(rng, dtype):
+def test_the_result_has_the_dtype_of_the_values(attend, rng, dtype):
   *arrays, mask, _ = inputs(rng)
   arrays = [x.astype(dtype) for x in arrays]
-  messages = attention.attend(*arrays, mask=mask)
+  messages = attend(*arrays, mask=mask)
   chex.assert_type(messages, dtype)
   chex.assert_type(attention.attention_weights(*arrays[:2]), jnp.float32)
   np.testing.assert_allclose(
@@ -166,24 +182,22 @@ def test_the_result_has_the_dtype_of_the_values(rng, dtype):
   )
 
 
-def test_huge_scores_stay_finite(variant, rng):
+def test_huge_scores_stay_finite(attend, variant, rng):
   *arrays, mask, _ = inputs(rng, size=1e18)
   gradient = variant(
-    jax.grad(lambda q: jnp.sum(attention.attend(q, *arrays[1:], mask=mask)))
+    jax.grad(lambda q: jnp.sum(attend(q, *arrays[1:], mask=mask)))
   )(arrays[0])
-  chex.assert_tree_all_finite(
-    (gradient, variant(attention.attend)(*arrays, mask=mask))
-  )
+  chex.assert_tree_all_finite((gradient, variant(attend)(*arrays, mask=mask)))
 
 
-def test_one_key_is_copied(rng):
+def test_one_key_is_copied(attend, rng):
   *arrays, _, _ = inputs(rng, n=1, m=1)
-  np.testing.assert_allclose(attention.attend(*arrays), arrays[2], rtol=1e-6)
+  np.testing.assert_allclose(attend(*arrays), arrays[2], rtol=1e-6)
 
 
-def test_no_keys_at_all_give_zero(rng):
+def test_no_keys_at_all_give_zero(attend, rng):
   queries, keys, values, _, _ = inputs(rng)
-  messages = attention.attend(queries, keys[:0], values[:0])
+  messages = attend(queries, keys[:0], values[:0])
   assert messages.shape == (5, 2, 3)
   assert np.all(np.asarray(messages) == 0)
   scores = attention.attention_scores(queries, keys[:0])
@@ -212,21 +226,21 @@ def test_log_normalizer(variant, rng):
   chex.assert_tree_all_finite(gradient)
 
 
-def test_equals_jax_where_both_are_defined(rng):
+def test_equals_jax_where_both_are_defined(attend, rng):
   *arrays, mask, bias = inputs(rng, f=4)
   mask = mask.at[..., 0].set(True)
   expected = jax.nn.dot_product_attention(
     *(x[None] for x in arrays), mask=mask[None], bias=bias[None]
   )[0]
   np.testing.assert_allclose(
-    attention.attend(*arrays, mask=mask, bias=bias), expected, atol=2e-6
+    attend(*arrays, mask=mask, bias=bias), expected, atol=2e-6
   )
 
 
 @pytest.mark.parametrize('devices', [2, 8])
-def test_sharded_queries_and_keys_change_nothing(rng, devices):
+def test_sharded_queries_and_keys_change_nothing(attend, rng, devices):
   *arrays, mask, _ = inputs(rng, n=16, m=16)
-  expected = attention.attend(*arrays, mask=mask)
+  expected = attend(*arrays, mask=mask)
   mesh = jax.make_mesh(
     (devices,),
     ('data',),
@@ -235,21 +249,21 @@ def test_sharded_queries_and_keys_change_nothing(rng, devices):
   )
   rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
   sharded = [jax.device_put(x, rows) for x in arrays]
-  messages = jax.jit(attention.attend, out_shardings=rows)(*sharded, mask=mask)
+  messages = jax.jit(attend, out_shardings=rows)(*sharded, mask=mask)
   assert messages.sharding == rows
   np.testing.assert_allclose(messages, expected, atol=1e-6)
 
 
 @pytest.mark.usefixtures('unchecked')
-def test_wrong_shapes_and_masks_are_named(rng):
+def test_wrong_shapes_and_masks_are_named(attend, rng):
   queries, keys, values, mask, bias = inputs(rng)
   with pytest.raises(ValueError, match=r'queries and keys must agree'):
-    attention.attend(queries[..., :2], keys, values)
+    attend(queries[..., :2], keys, values)
   with pytest.raises(ValueError, match=r'values must match keys'):
-    attention.attend(queries, keys, values[:3])
+    attend(queries, keys, values[:3])
   with pytest.raises(ValueError, match=r'mask must broadcast .*\(2, 5, 7\)'):
-    attention.attend(queries, keys, values, mask=mask[..., :3])
+    attend(queries, keys, values, mask=mask[..., :3])
   with pytest.raises(ValueError, match=r'bias must broadcast'):
-    attention.attend(queries, keys, values, bias=bias[None])
+    attend(queries, keys, values, bias=bias[None])
   with pytest.raises(TypeError, match='mask must be Boolean'):
-    attention.attend(queries, keys, values, mask=mask.astype(jnp.int32))
+    attend(queries, keys, values, mask=mask.astype(jnp.int32))
