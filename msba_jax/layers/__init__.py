@@ -13,6 +13,7 @@ table of axis letters:
 | `l` | pyramid level, fine to coarse | `k` | neighbours or blocks kept |
 | `e` | embedding | `c` | classes |
 | `b` | any leading axes | `q` | queries of a search |
+| `i`, `j` | blocks of queries, of keys | `g` | heads and leading axes as one |
 """
 
 from msba_jax.layers.attention import (
@@ -40,6 +41,13 @@ from msba_jax.layers.pooling import (
   generalized_mean_windows,
   region_partition,
 )
+from msba_jax.layers.sparse import (
+  attend_blocks,
+  attend_image_blocks,
+  block_mask,
+  block_topk,
+  kept_share,
+)
 from msba_jax.layers.windows import (
   Windows,
   partition_windows,
@@ -54,13 +62,18 @@ __all__ = [
   'Windows',
   'attend',
   'attend_across_images',
+  'attend_blocks',
+  'attend_image_blocks',
   'attend_joint_tokens',
   'attention_scores',
   'attention_weights',
   'bidirectional_messages',
+  'block_mask',
+  'block_topk',
   'exact_topk',
   'generalized_mean_pool',
   'generalized_mean_windows',
+  'kept_share',
   'log_normalizer',
   'neighbour_mask',
   'padding_mask',
