@@ -33,11 +33,17 @@ from msba_jax.losses.reduction import (
   mean_over_proxies,
   sum_over_pairs_per_image,
 )
+from msba_jax.losses.sharded import (
+  PositiveSums,
+  ring_nt_xent,
+  ring_supervised_contrastive,
+)
 from msba_jax.losses.similarity import negative_pairs, positive_pairs
 from msba_jax.losses.term import LossTerm, total_loss
 
 __all__ = [
   'LossTerm',
+  'PositiveSums',
   'Reduction',
   'arcface',
   'batch_hard_triplet',
@@ -56,6 +62,8 @@ __all__ = [
   'positive_pairs',
   'proxy_anchor',
   'published_reduction',
+  'ring_nt_xent',
+  'ring_supervised_contrastive',
   'solo_consistency',
   'solo_losses',
   'sum_over_pairs_per_image',
