@@ -160,6 +160,23 @@ def test_the_example_of_the_readme_runs(tmp_path):
   assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'example', range(3), ids=['plain', 'shard_map', 'pmap']
+)
+def test_the_examples_of_single_functions_run(example):
+  text = (ROOT / 'docs' / 'one-function.md').read_text()
+  examples = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  assert len(examples) == 3
+  # Eight devices, so that one share is not the whole.
+  done = run_python(
+    f'{examples[example]}\nassert len(jax.devices()) == 8',
+    JAX_PLATFORMS='cpu',
+    XLA_FLAGS='--xla_force_host_platform_device_count=8',
+  )
+  assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize('path', TEXTS, ids=lambda path: path.name)
 def test_texts_mention_no_path_of_a_machine(path):
   found = re.findall(

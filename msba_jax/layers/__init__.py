@@ -22,6 +22,7 @@ from msba_jax.layers.attention import (
   attention_weights,
   log_normalizer,
 )
+from msba_jax.layers.distributed import gathered, ring
 from msba_jax.layers.in_batch import (
   Messages,
   attend_across_images,
@@ -71,6 +72,7 @@ __all__ = [
   'block_mask',
   'block_topk',
   'exact_topk',
+  'gathered',
   'generalized_mean_pool',
   'generalized_mean_windows',
   'kept_share',
@@ -79,6 +81,7 @@ __all__ = [
   'padding_mask',
   'partition_windows',
   'region_partition',
+  'ring',
   'safe_normalize',
   'same_image_mask',
   'self_mask',

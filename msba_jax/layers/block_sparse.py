@@ -29,6 +29,12 @@ from msba_jax.layers.blocks import (
 )
 from msba_jax.layers.chunked import Attended
 from msba_jax.layers.chunks import map_heads
+from msba_jax.layers.online import (
+  add_scores,
+  begin_rows,
+  finish_rows,
+  shifted_or_not,
+)
 from msba_jax.layers.varying import varying_alike, varying_like
 
 __all__ = ['sparse_attention', 'sparse_gradients']
@@ -97,36 +103,34 @@ def _forward(plan: BlockPlan, queries, keys, values, indices) -> Attended:
     named = indices[indices_of]
     order, back = order_rows(plan, named, len(key))
 
-    def group(places):
-      asking, names = query[places], named[places]
+    def all_groups(shifted):
+      def group(places):
+        asking, names = query[places], named[places]
 
-      def step(j, carry):
-        peak, total, read = carry
-        scores, chosen = block_scores(plan, m, asking, key, names, j)
-        highest = jnp.maximum(peak, jnp.max(scores, axis=-1))
-        shift = jnp.where(highest == -jnp.inf, 0, highest)
-        raised = jnp.exp(scores - shift[..., None])
-        fade = jnp.exp(peak - shift)
-        total = total * fade + jnp.sum(raised, axis=-1)
-        raised = raised.astype(value.dtype)
-        read = read * fade[..., None] + product(
-          plan, 'abk,akf->abf', raised, gather_blocks(value, chosen)
-        )
-        return highest, total, read
+        def step(j, seen):
+          scores, chosen = block_scores(plan, m, asking, key, names, j)
+          read = gather_blocks(value, chosen)
+          return add_scores(
+            seen,
+            scores,
+            lambda x: product(
+              plan, 'abk,akf->abf', x.astype(value.dtype), read
+            ),
+            shifted=shifted,
+          )
 
-      shape = asking.shape[:2]
-      start = (
-        jnp.full(shape, -jnp.inf, jnp.float32),
-        jnp.zeros(shape, jnp.float32),
-        jnp.zeros((*shape, value.shape[-1]), jnp.float32),
-      )
-      peak, total, read = run_steps(plan, names, len(key), step, start)
-      alive = total > 0
-      total = jnp.where(alive, total, 1)
-      message = (read / total[..., None]).astype(value.dtype)
-      return message, jnp.where(alive, jnp.log(total) + peak, -jnp.inf)
+        shape = asking.shape[:2]
+        start = begin_rows(shape, value.shape[-1], shifted=shifted)
+        seen = run_steps(plan, names, len(key), step, start)
+        return finish_rows(seen, value.dtype)
 
-    messages, normalizer = jax.lax.map(group, order)
+      return jax.lax.map(group, order)
+
+    # float16 does not hold exp(40).
+    if plan.together or value.dtype == jnp.float16:
+      messages, normalizer = all_groups(shifted=True)
+    else:
+      messages, normalizer = shifted_or_not(all_groups, query, key, plan.scale)
     messages = messages.reshape(query.shape[:2] + messages.shape[-1:])
     normalizer = normalizer.reshape(query.shape[:2])
     return (

@@ -17,6 +17,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from msba_jax.layers.chunks import mask_tiles
 from msba_jax.layers.varying import varying_like
 
 __all__ = [
@@ -34,7 +35,7 @@ __all__ = [
 
 # Queries and keys of a step on CPU: large enough for the matrix products, small
 # enough for the cache.
-STEP = (512, 1024)
+STEP = (1024, 1024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ def plan_blocks(
   rows: int,
   columns: int,
   *,
+  count: int,
   keep: int,
   scale: float,
   indices_of: tuple[int, ...],
@@ -77,6 +79,7 @@ def plan_blocks(
   Args:
     rows: queries of a block.
     columns: keys of a block.
+    count: blocks of queries.
     keep: blocks that a row may name.
     scale: factor of the products.
     indices_of: the choice of every head.
@@ -93,7 +96,7 @@ def plan_blocks(
   return BlockPlan(
     rows=rows,
     columns=columns,
-    group=max(1, STEP[0] // rows) if alone else 0,
+    group=max(1, min(STEP[0] // rows, count)) if alone else 0,
     slots=max(1, -(-keep // steps)),
     scale=scale,
     precision=precision,
@@ -108,13 +111,12 @@ def block_scores(plan, m, asking, key, names, j):
     names, j * plan.slots, plan.slots, axis=1
   )
   scores = product(plan, 'abd,akd->abk', asking, gather_blocks(key, chosen))
-  there = jnp.repeat(chosen < len(key), plan.columns, axis=1)
+  scores = mask_tiles(scores * plan.scale, (chosen < len(key))[:, None])
   if m % plan.columns:
-    token = (
-      chosen[..., None] * plan.columns + jnp.arange(plan.columns)[None, None]
-    )
-    there &= token.reshape(there.shape) < m
-  return jnp.where(there[:, None], scores * plan.scale, -jnp.inf), chosen
+    token = jnp.arange(plan.columns)[None, None]
+    token = chosen[..., None] * plan.columns + token
+    scores = mask_tiles(scores, token.reshape(len(chosen), 1, -1) < m)
+  return scores, chosen
 
 
 def run_steps(plan, names, count, step, start):
@@ -140,8 +142,14 @@ def order_choices(plan, indices, count, rows):
   again = indices[..., 1:] == indices[..., :-1]
   again = jnp.pad(again, ((0, 0), (0, 0), (1, 0)))
   indices = jnp.sort(jnp.where(again, count, indices), axis=-1)
-  missing = rows - indices.shape[1]
-  return jnp.pad(indices, ((0, 0), (0, missing), (0, 0)), constant_values=count)
+  # The last step must find whole slots: a slice that reached over the end would
+  # be moved back, over blocks that were there before.
+  padding = (
+    (0, 0),
+    (0, rows - indices.shape[1]),
+    (0, -indices.shape[2] % plan.slots),
+  )
+  return jnp.pad(indices, padding, constant_values=count)
 
 
 def in_blocks(array, size, group=1, fill=0.0):

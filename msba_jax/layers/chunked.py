@@ -14,7 +14,6 @@ Attributes:
   Attended: messages and log-normalisers.
   attend_in_chunks: the same in the layout of `attend`.
   chunked_attention: messages and log-normalisers, with gradients for both.
-  chunked_gradients: the gradients of one share of the keys.
 
 Source: Online normalizer calculation for softmax (2018), arXiv 1805.02867;
 Self-attention Does Not Need O(n²) Memory (2021), arXiv 2112.05682;
@@ -26,13 +25,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from msba_jax.layers.chunked_gradients import chunked_gradients
 from msba_jax.layers.chunks import (
   Plan,
   heads_last,
-  join_blocks,
   laid_out,
   map_heads,
   pad_to_chunks,
@@ -40,17 +38,17 @@ from msba_jax.layers.chunks import (
   scan_chunks,
   scorer,
   shared_slices,
-  sum_shared,
   take_chunk,
 )
-from msba_jax.layers.varying import varying_alike, varying_like
+from msba_jax.layers.online import (
+  add_scores,
+  begin_rows,
+  finish_rows,
+  shifted_or_not,
+)
+from msba_jax.layers.varying import varying_alike
 
-__all__ = [
-  'Attended',
-  'attend_in_chunks',
-  'chunked_attention',
-  'chunked_gradients',
-]
+__all__ = ['Attended', 'attend_in_chunks', 'chunked_attention']
 
 
 class Attended(NamedTuple):
@@ -177,39 +175,31 @@ def _forward(plan: Plan, queries, keys, values, mask, bias) -> Attended:
   def head(query, key, value, mask_of, bias_of):
     score = scorer(plan, m, mask, mask_of, bias, bias_of)
 
-    def rows(i):
-      asking = take_chunk(query, i, plan.rows)
+    def all_rows(shifted):
+      def rows(i):
+        asking = take_chunk(query, i, plan.rows)
 
-      def columns(carry, j):
-        peak, total, read = carry
-        scores = score(asking, take_chunk(key, j, plan.columns), i, j)
-        highest = jnp.maximum(peak, jnp.max(scores, axis=-1))
-        # A row of −∞ so far is shifted by zero: exp(−∞ − 0) is zero.
-        shift = jnp.where(highest == -jnp.inf, 0, highest)
-        raised = jnp.exp(scores - shift[:, None])
-        fade = jnp.exp(peak - shift)
-        total = total * fade + jnp.sum(raised, axis=-1)
-        read = read * fade[:, None] + product(
-          plan,
-          raised.astype(value.dtype),
-          take_chunk(value, j, plan.columns),
-          1,
-          0,
-        )
-        return (highest, total, read), None
+        def columns(seen, j):
+          scores = score(asking, take_chunk(key, j, plan.columns), i, j)
+          read = take_chunk(value, j, plan.columns)
+          return add_scores(
+            seen,
+            scores,
+            lambda x: product(plan, x.astype(value.dtype), read, 1, 0),
+            shifted=shifted,
+          ), None
 
-      start = (
-        jnp.full(plan.rows, -jnp.inf, jnp.float32),
-        jnp.zeros(plan.rows, jnp.float32),
-        jnp.zeros((plan.rows, value.shape[-1]), jnp.float32),
-      )
-      peak, total, read = scan_chunks(columns, start, column_chunks, query)[0]
-      alive = total > 0
-      total = jnp.where(alive, total, 1)
-      message = (read / total[:, None]).astype(value.dtype)
-      return message, jnp.where(alive, jnp.log(total) + peak, -jnp.inf)
+        start = begin_rows((plan.rows,), value.shape[-1], shifted=shifted)
+        seen, _ = scan_chunks(columns, start, column_chunks, query)
+        return finish_rows(seen, value.dtype)
 
-    messages, normalizer = jax.lax.map(rows, jnp.arange(row_chunks))
+      return jax.lax.map(rows, jnp.arange(row_chunks))
+
+    # A bias may be of any size, and float16 does not hold exp(40).
+    if bias is not None or plan.together or value.dtype == jnp.float16:
+      messages, normalizer = all_rows(shifted=True)
+    else:
+      messages, normalizer = shifted_or_not(all_rows, query, key, plan.scale)
     return (
       messages.reshape(-1, messages.shape[-1])[:n],
       normalizer.reshape(-1)[:n],
@@ -217,133 +207,3 @@ def _forward(plan: Plan, queries, keys, values, mask, bias) -> Attended:
 
   heads = (queries, keys, values, *shared_slices(plan, len(queries)))
   return Attended(*map_heads(plan, head, heads))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def chunked_gradients(
-  plan: Plan,
-  queries: Float[Array, 'g n d'],
-  keys: Float[Array, 'g m d'],
-  values: Float[Array, 'g m f'],
-  mask: Array | None,
-  bias: Array | None,
-  normalizer: Float[Array, 'g n'],
-  shift: Float[Array, 'g n'],
-  cotangent: Float[Array, 'g n f'],
-) -> tuple[Array, Array, Array, None, Array | None]:
-  r"""Gradients by one share of the keys, given what all keys made together.
-
-  With w = exp(score − normalizer) the weights of these keys among all,
-  ∂score = w (∂message · value − shift). Shares of the keys can be taken one
-  after the other, as a ring of devices does: the gradients by the queries are
-  the sum over shares.
-
-  Args:
-    plan: of these shapes.
-    queries: what asks.
-    keys: this share of what answers.
-    values: of these keys.
-    mask: as in `chunked_attention`.
-    bias: as in `chunked_attention`.
-    normalizer: log-normalisers over all keys.
-    shift: ∂message · message − ∂normalizer of every row.
-    cotangent: ∂message.
-
-  Returns:
-    Gradients by queries, keys, values, None for the mask, and by the bias.
-  """
-  m = keys.shape[1]
-  shapes = queries.shape, keys.shape, values.shape
-  padded = pad_to_chunks(plan, queries, keys, values, mask, bias)
-  given_bias = bias
-  queries, keys, values, mask, bias = padded
-  rows = queries.shape[1] - shapes[0][1]
-  row_chunks = queries.shape[1] // plan.rows
-  column_chunks = keys.shape[1] // plan.columns
-  # A row without keys, and a row that is padding, has weights exp(· − ∞) = 0.
-  normalizer = jnp.where(normalizer == -jnp.inf, jnp.inf, normalizer)
-  normalizer = jnp.pad(normalizer, ((0, 0), (0, rows)), constant_values=jnp.inf)
-  shift = jnp.pad(shift, ((0, 0), (0, rows)))
-  cotangent = jnp.pad(cotangent, ((0, 0), (0, rows), (0, 0)))
-
-  def head(query, key, value, lse, down, arriving, mask_of, bias_of):
-    score = scorer(plan, m, mask, mask_of, bias, bias_of)
-
-    def columns(query_gradient, j):
-      answering = take_chunk(key, j, plan.columns)
-      read = take_chunk(value, j, plan.columns)
-
-      def rows(carry, i):
-        asking = take_chunk(query, i, plan.rows)
-        change = take_chunk(arriving, i, plan.rows)
-        scores = score(asking, answering, i, j)
-        weights = jnp.exp(scores - take_chunk(lse, i, plan.rows)[:, None])
-        change_of_weights = product(plan, change, read, 1, 1)
-        steps = weights * (
-          change_of_weights - take_chunk(down, i, plan.rows)[:, None]
-        )
-        small = steps.astype(query.dtype)
-        # Features × keys: the product then runs along the rows of both.
-        key_gradient = carry[0] + product(plan, asking, small, 0, 0)
-        value_gradient = carry[1] + product(
-          plan, change, weights.astype(value.dtype), 0, 0
-        )
-        by_query = product(plan, small, answering, 1, 0)
-        return (key_gradient, value_gradient), (
-          by_query,
-          sum_shared(steps, bias),
-        )
-
-      start = (
-        jnp.zeros((key.shape[-1], plan.columns), jnp.float32),
-        jnp.zeros((value.shape[-1], plan.columns), jnp.float32),
-      )
-      (by_key, by_value), (by_query, by_bias) = scan_chunks(
-        rows, start, row_chunks, query
-      )
-      query_gradient = query_gradient + by_query.reshape(query.shape)
-      by_bias = join_blocks(by_bias, 0, bias)
-      return query_gradient, (by_key, by_value, by_bias)
-
-    start = jnp.zeros(query.shape, jnp.float32)
-    by_query, (by_key, by_value, by_bias) = scan_chunks(
-      columns, start, column_chunks, query
-    )
-    by_bias = join_blocks(by_bias, 1, bias)
-    by_key, by_value = (
-      jnp.moveaxis(x, 1, 2).reshape(-1, x.shape[1]) for x in (by_key, by_value)
-    )
-    return (
-      (by_query * plan.scale).astype(query.dtype),
-      (by_key * plan.scale).astype(key.dtype),
-      by_value.astype(value.dtype),
-    ), by_bias
-
-  heads = (queries, keys, values, normalizer, shift, cotangent)
-  heads += shared_slices(plan, len(queries))
-  gradients, by_bias = _over_heads(plan, head, heads, bias)
-  if by_bias is not None and given_bias is not None:
-    height, width = given_bias.shape[1:]
-    by_bias = by_bias[:, :height, :width].astype(given_bias.dtype)
-  by_query, by_key, by_value = (
-    x[:, : shape[1]] for x, shape in zip(gradients, shapes, strict=True)
-  )
-  return by_query, by_key, by_value, None, by_bias
-
-
-def _over_heads(plan, head, heads, bias):
-  """Gradients of every head, and the sum of those by a bias they share."""
-  if bias is None or plan.together:
-    gradients, by_bias = map_heads(plan, head, heads)
-    # Every head has a bias of its own here, in some order.
-    return gradients, None if bias is None else by_bias[
-      np.argsort(plan.bias_of)
-    ]
-
-  def add(total, arrays):
-    gradients, by_bias = head(*arrays)
-    return total.at[arrays[-1]].add(by_bias), gradients
-
-  total = varying_like(jnp.zeros(bias.shape, jnp.float32), heads[0])
-  by_bias, gradients = jax.lax.scan(add, total, heads)
-  return gradients, by_bias

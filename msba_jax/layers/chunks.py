@@ -108,20 +108,17 @@ def heads_last(array: Array, lead: tuple[int, ...], heads: int) -> Array:
 
 
 def sharing(
-  array: Array | None, lead: tuple[int, ...]
-) -> tuple[Array | None, tuple[int, ...]]:
+  array: Array, lead: tuple[int, ...]
+) -> tuple[Array, tuple[int, ...]]:
   """A mask or bias with one leading axis, and which slice every head has.
 
   Args:
-    array: broadcasts to (*lead, n, m), or None.
+    array: broadcasts to (*lead, n, m).
     lead: the leading axes of the scores: *b, h.
 
   Returns:
-    The array as (slices, n or 1, m or 1), and one index into it a head; None
-    and nothing for None.
+    The array as (slices, n or 1, m or 1), and one index into it a head.
   """
-  if array is None:
-    return None, ()
   array = array.reshape((1,) * (2 - array.ndim) + array.shape)
   own = array.shape[:-2]
   slices = np.arange(math.prod(own)).reshape(own)
@@ -134,8 +131,8 @@ def laid_out(
 ):
   """The plan and the arrays of `chunked_attention` from those of `attend`."""
   lead = (*queries.shape[:-3], queries.shape[-2])
-  mask, mask_of = sharing(mask, lead)
-  bias, bias_of = sharing(bias, lead)
+  mask, mask_of = (None, ()) if mask is None else sharing(mask, lead)
+  bias, bias_of = (None, ()) if bias is None else sharing(bias, lead)
   dtype = jnp.promote_types(queries.dtype, keys.dtype)
   plan = plan_chunks(
     queries.shape[-3],
@@ -164,16 +161,13 @@ def scorer(plan, m, mask, mask_of, bias, bias_of):
     if bias is not None:
       added = take_block(bias, bias_of, i, j, plan.rows, plan.columns)
       scores = scores + added.astype(jnp.float32)
-    allowed = None
     if mask is not None:
       height, width = plan.rows // plan.tile[0], plan.columns // plan.tile[1]
       allowed = take_block(mask, mask_of, i, j, height, width)
-      allowed = _tiled(allowed, plan.tile)
+      scores = mask_tiles(scores, allowed)
     if m % plan.columns:
-      there = (j * plan.columns + jnp.arange(plan.columns) < m)[None]
-      allowed = there if allowed is None else allowed & there
-    if allowed is not None:
-      scores = jnp.where(allowed, scores, -jnp.inf)
+      there = j * plan.columns + jnp.arange(plan.columns) < m
+      scores = mask_tiles(scores, there[None])
     return scores
 
   return score
@@ -233,13 +227,17 @@ def take_block(array, of, i, j, height, width):
   return jax.lax.dynamic_slice(array, (of, i, j), (1, height, width))[0]
 
 
-def _tiled(block, tile):
-  """Every entry repeated for the queries and keys that share it."""
-  rows, columns = (
-    1 if size == 1 else repeats
-    for size, repeats in zip(block.shape, tile, strict=True)
-  )
-  return jnp.repeat(jnp.repeat(block, rows, axis=0), columns, axis=1)
+def mask_tiles(scores, allowed):
+  """Scores (…, rows, columns), −∞ where the mask (…, i, j) of tiles is False.
+
+  A tile is as large as the scores are larger than the mask. The axes are split
+  rather than the mask repeated: the innermost loop then runs over a tile.
+  """
+  *lead, rows, columns = scores.shape
+  i, j = allowed.shape[-2:]
+  tiles = scores.reshape(*lead, i, rows // i, j, columns // j)
+  tiles = jnp.where(allowed[..., :, None, :, None], tiles, -jnp.inf)
+  return tiles.reshape(scores.shape)
 
 
 def sum_shared(steps, bias):

@@ -95,6 +95,8 @@ def resolve_implementation(
     raise ValueError(f"{chunk=} belongs to 'chunked', not {implementation=}")
   if implementation == 'splash' and (mask is not None or bias is not None):
     raise ValueError("implementation='splash' takes neither mask nor bias")
+  if 0 in (queries.shape[-3], keys.shape[-3]):
+    return 'dense'
   if chunk is not None:
     return 'chunked'
   return implementation or choose_implementation(
@@ -112,7 +114,7 @@ def chunk_sizes(chunk: int | tuple[int, int] | None) -> tuple[int, int]:
     ValueError: a size is below one.
   """
   if chunk is None:
-    return (256, 4096) if jax.default_backend() == 'cpu' else (1024, 2048)
+    return (512, 4096) if jax.default_backend() == 'cpu' else (1024, 2048)
   rows, columns = (chunk, chunk) if isinstance(chunk, int) else chunk
   if rows < 1 or columns < 1:
     raise ValueError(f'{chunk=} must be at least 1')

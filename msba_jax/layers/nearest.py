@@ -1,9 +1,11 @@
 r"""Exact nearest neighbours by inner product, a block of the gallery at a time.
 
 The best k of every query so far travel through a scan over blocks of the
-gallery, so memory is q · (block + k) scores and never q · n. Nothing is
-approximate: products accumulate in float32 at the highest precision, and among
-equal scores the lower index comes first.
+gallery, so memory is q · (block + k) scores and never q · n. On a CPU the
+blocks are tiles that the cache holds, and only scores that can still be among
+the best leave it (`msba_jax.layers.reservoir`). Nothing is approximate:
+products accumulate in float32 at the highest precision, and among equal scores
+the lower index comes first.
 
 Attributes:
   Neighbours: scores and indices, best first.
@@ -18,6 +20,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from msba_jax.layers.reservoir import (
+  Reservoir,
+  comparable,
+  drain,
+  pour,
+  reservoir,
+)
+from msba_jax.layers.varying import varying_alike, varying_like
+
 __all__ = ['LANES', 'ROWS', 'Neighbours', 'exact_topk', 'inner_products']
 
 # Matrix products treat the columns and rows that do not fill a register
@@ -26,6 +37,14 @@ __all__ = ['LANES', 'ROWS', 'Neighbours', 'exact_topk', 'inner_products']
 # every pair the same arithmetic wherever it stands.
 LANES = 128
 ROWS = 8
+
+# Queries that a processor with caches treats at once, and the vectors of the
+# gallery: 2 MiB of scores.
+CHUNK = 1024
+TILE = 512
+# Fewer queries, or more answers, are faster sorted block by block there too.
+MIN_STREAM = 64
+MAX_STREAM = 256
 
 
 class Neighbours(NamedTuple):
@@ -81,7 +100,8 @@ def exact_topk(
     valid: False keeps a gallery vector from answering anybody.
     exclude: one gallery index a query that does not answer it, such as the
       query itself; −1 excludes nothing.
-    block: gallery vectors scored at once, rounded up to a multiple of 128.
+    block: gallery vectors scored at once, rounded up to a multiple of 128; a
+      CPU that has many queries takes fewer.
 
   Returns:
     `Neighbours(scores, indices)`, float32 and int32. A query with fewer than k
@@ -99,25 +119,22 @@ def exact_topk(
   """
   queries, gallery = jnp.asarray(queries), jnp.asarray(gallery)
   _check(queries, gallery, k, valid, exclude, block)
-  count = len(queries)
   if exclude is None:
-    exclude = jnp.full(count, -1)
+    exclude = jnp.full(len(queries), -1)
   if valid is None:
     valid = jnp.ones(len(gallery), jnp.bool_)
-  rows = -(-count // ROWS) * ROWS - count
-  found = _scan(
-    jnp.pad(queries, ((0, rows), (0, 0))),
+  return _topk(
+    queries,
     gallery,
     jnp.asarray(valid),
-    jnp.pad(jnp.asarray(exclude).astype(jnp.int32), (0, rows)),
+    jnp.asarray(exclude).astype(jnp.int32),
     k=k,
     block=min(-(-block // LANES), max(1, -(-len(gallery) // LANES))) * LANES,
   )
-  return Neighbours(found.scores[:count], found.indices[:count])
 
 
 @functools.partial(jax.jit, static_argnames=('k', 'block'))
-def _scan(
+def _topk(
   queries: Float[Array, 'q d'],
   gallery: Float[Array, 'n d'],
   valid: Bool[Array, ' n'],
@@ -126,26 +143,91 @@ def _scan(
   k: int,
   block: int,
 ) -> Neighbours:
-  """The scan of `exact_topk` over starts of blocks."""
-  total = len(gallery)
-  if total < block:
-    gallery = jnp.pad(gallery, ((0, block - total), (0, 0)))
-    valid = jnp.pad(valid, (0, block - total))
+  """`exact_topk`, the way that suits the processor."""
+  count = len(queries)
+  chunks = max(1, -(-count // CHUNK))
+  rows = -(-count // (chunks * ROWS)) * ROWS
+  queries = jnp.pad(queries, ((0, chunks * rows - count), (0, 0)))
+  exclude = jnp.pad(exclude, (0, chunks * rows - count))
+  if len(gallery) < block:
+    missing = block - len(gallery)
+    gallery = jnp.pad(gallery, ((0, missing), (0, 0)))
+    valid = jnp.pad(valid, (0, missing))
+
+  # What the loops carry must vary over the axes of a shard_map that any of
+  # these vary over.
+  arrays = varying_alike(queries, gallery, valid, exclude)
+
+  def stream(queries, gallery, valid, exclude):
+    tile = min(block, TILE)
+    found = jax.lax.map(
+      lambda asked: _stream(asked[0], gallery, valid, asked[1], k, tile),
+      (
+        queries.reshape(chunks, rows, -1),
+        exclude.reshape(chunks, rows),
+      ),
+    )
+    return jax.tree.map(lambda x: x.reshape(chunks * rows, k), found)
+
+  def scan(queries, gallery, valid, exclude):
+    return _scan(queries, gallery, valid, exclude, k, block)
+
+  cpu = stream if k <= MAX_STREAM and count >= MIN_STREAM else scan
+  found = jax.lax.platform_dependent(*arrays, cpu=cpu, default=scan)
+  return jax.tree.map(lambda x: x[:count], found)
+
+
+def _block(gallery: Array, valid: Array, block: int, start: Array):
+  """A block: its first index, its vectors, and which of them may answer.
+
+  The last one reaches back over vectors already seen instead of padding the
+  gallery, which would copy it.
+  """
+  begin = jnp.minimum(start, len(gallery) - block)
+  allowed = jax.lax.dynamic_slice_in_dim(valid, begin, block)
+  allowed &= begin + jnp.arange(block, dtype=jnp.int32) >= start
+  return begin, jax.lax.dynamic_slice_in_dim(gallery, begin, block), allowed
+
+
+def _stream(
+  queries: Float[Array, 'q d'],
+  gallery: Float[Array, 'n d'],
+  valid: Bool[Array, ' n'],
+  exclude: Int[Array, ' q'],
+  k: int,
+  block: int,
+) -> Neighbours:
+  """Processors with caches: blocks are tiles that are poured out at once."""
+
+  def step(best: Reservoir, start: Array) -> tuple[Reservoir, None]:
+    begin, vectors, allowed = _block(gallery, valid, block, start)
+    scores = inner_products(vectors, queries)
+    best = pour(best, scores, begin, k=k, allowed=allowed, exclude=exclude)
+    return best, None
+
+  best = reservoir(k, len(queries))
+  best = jax.tree.map(lambda x: varying_like(x, queries), best)
+  starts = jnp.arange(0, len(gallery), block, dtype=jnp.int32)
+  best, _ = jax.lax.scan(step, best, starts)
+  return Neighbours(*drain(best, k))
+
+
+def _scan(
+  queries: Float[Array, 'q d'],
+  gallery: Float[Array, 'n d'],
+  valid: Bool[Array, ' n'],
+  exclude: Int[Array, ' q'],
+  k: int,
+  block: int,
+) -> Neighbours:
+  """Accelerators: every block is sorted, and no step waits for a number."""
 
   def step(best: Neighbours, start: Array) -> tuple[Neighbours, None]:
-    # The last block reaches back over images already seen instead of padding
-    # the gallery, which would copy it.
-    begin = jnp.minimum(start, len(gallery) - block)
+    begin, vectors, allowed = _block(gallery, valid, block, start)
     columns = begin + jnp.arange(block, dtype=jnp.int32)
-    scores = inner_products(
-      queries, jax.lax.dynamic_slice_in_dim(gallery, begin, block)
-    )
-    allowed = jax.lax.dynamic_slice_in_dim(valid, begin, block)
-    allowed &= columns >= start
+    scores = inner_products(queries, vectors)
     allowed = allowed[None, :] & (columns[None, :] != exclude[:, None])
-    scores = jnp.where(allowed & (scores > -jnp.inf), scores, -jnp.inf)
-    # Sorting puts −0 below +0, which would break a tie by something else.
-    scores = jnp.where(scores == 0, jnp.abs(scores), scores)
+    scores = comparable(scores, allowed)
     # top_k keeps the order of equal elements, and what is already best came
     # from lower indices.
     scores, places = jax.lax.top_k(scores, min(k, block))
@@ -159,12 +241,8 @@ def _scan(
   best = Neighbours(
     jnp.full(shape, -jnp.inf, jnp.float32), jnp.full(shape, -1, jnp.int32)
   )
-  # Inside shard_map what travels must vary over the axes that the inputs vary
-  # over, and a constant does so only after it has met them.
-  met = jnp.any(valid[:1]) | jnp.any(exclude[:1] < 0)
-  met |= jnp.any(jnp.isnan(queries[:1])) | jnp.any(jnp.isnan(gallery[:1]))
-  best = jax.tree.map(lambda x: jnp.where(met, x, x), best)
-  starts = jnp.arange(0, total, block, dtype=jnp.int32)
+  best = jax.tree.map(lambda x: varying_like(x, queries), best)
+  starts = jnp.arange(0, len(gallery), block, dtype=jnp.int32)
   best, _ = jax.lax.scan(step, best, starts)
   return Neighbours(
     best.scores, jnp.where(best.scores > -jnp.inf, best.indices, -1)

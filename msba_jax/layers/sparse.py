@@ -255,7 +255,7 @@ def kept_share(
 
 def laid_out_blocks(
   queries, keys, values, block_indices, block, scale, precision, shares=1
-) -> tuple[BlockPlan, tuple[Array | None, ...]]:
+) -> tuple[BlockPlan, tuple[Array, Array, Array, Array]]:
   """The plan and the arrays of `sparse_attention` from those above."""
   rows, columns = _block_sizes(block)
   _check(queries, keys, values, block_indices, rows)
@@ -264,6 +264,7 @@ def laid_out_blocks(
   plan = plan_blocks(
     rows,
     columns,
+    count=block_indices.shape[-2],
     keep=block_indices.shape[-1],
     scale=1 / math.sqrt(queries.shape[-1]) if scale is None else scale,
     precision=precision,

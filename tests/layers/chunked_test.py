@@ -12,6 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from msba_jax.layers import attention, chunked
+from msba_jax.layers.chunked_gradients import chunked_gradients
 from msba_jax.layers.chunks import plan_chunks
 
 SIZES = st.sampled_from([1, 2, 5, 9])
@@ -142,7 +143,7 @@ def test_gradients_of_shares_add_up_to_the_whole(rng):
   expected = pull(chunked.Attended(change, jnp.zeros_like(attended.normalizer)))
   shift = jnp.sum(change * attended.messages, axis=-1)
   first, second = (
-    chunked.chunked_gradients(
+    chunked_gradients(
       half, queries, keys[:, share], values[:, share], None, None,
       attended.normalizer, shift, change,
     )

@@ -94,6 +94,16 @@ def test_choices_are_shared_by_heads_and_leading_axes(rng, shape):
   chex.assert_trees_all_close(ours, theirs, atol=2e-5)
 
 
+@pytest.mark.parametrize('keep', [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize('most', [1, 2, 3, 4])
+def test_steps_that_do_not_divide_the_choices(monkeypatch, rng, keep, most):
+  monkeypatch.setattr(blocks, 'STEP', (2, 2 * most))
+  given = arrays(rng, 6, 14)
+  indices = np.stack([rng.permutation(7)[:keep] for _ in range(3)])
+  ours, theirs = both(given, jnp.asarray(indices), (2, 2))
+  chex.assert_trees_all_close(ours, theirs, atol=2e-5)
+
+
 def test_rows_of_unequal_length(variant, rng):
   given = arrays(rng, 12, 12)
   indices = np.full((6, 6), -1, np.int32)
