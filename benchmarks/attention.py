@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import interleaved, machine, show
+from timing import interleaved, machine, show, with_gradient
 
 from msba_jax.layers import attend
 from msba_jax.layers.implementations import choose_implementation
@@ -28,16 +28,6 @@ def by_jax(queries, keys, values, implementation=None):
   return jax.nn.dot_product_attention(
     queries[None], keys[None], values[None], implementation=implementation
   )[0]
-
-
-def with_gradient(function):
-  """Messages and gradients for the cotangent of the queries."""
-
-  def both(queries, keys, values):
-    messages, pull = jax.vjp(function, queries, keys, values)
-    return messages, pull(queries)
-
-  return both
 
 
 def by_torch(arrays, dtype, gradient):

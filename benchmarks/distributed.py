@@ -11,9 +11,6 @@ there the shard keeps its size, so that the whole grows with the devices.
 import argparse
 import functools
 import os
-import platform
-import time
-from pathlib import Path
 
 MOST_DEVICES = 16
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -25,6 +22,7 @@ os.environ['XLA_FLAGS'] = (
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+from timing import interleaved, machine, show, with_gradient  # noqa: E402
 
 from msba_jax.layers.attention import attend  # noqa: E402
 from msba_jax.layers.distributed import gathered, ring  # noqa: E402
@@ -46,17 +44,11 @@ def spread(attend_fn, devices):
 
 
 def forward(attend_fn):
-  return jax.jit(lambda q, k, v, cotangent: attend_fn(q, k, v))
+  return jax.jit(attend_fn)
 
 
 def gradient(attend_fn):
-  """Messages and the gradients by queries, keys and values."""
-
-  def both(q, k, v, cotangent):
-    messages, pull = jax.vjp(attend_fn, q, k, v)
-    return messages, pull(cotangent)
-
-  return jax.jit(both)
+  return jax.jit(with_gradient(attend_fn))
 
 
 def draw(images, heads, features, mesh):
@@ -66,19 +58,8 @@ def draw(images, heads, features, mesh):
     jax.device_put(
       rng.standard_normal((images, heads, features), np.float32), rows
     )
-    for _ in range(4)
+    for _ in range(3)
   ]
-
-
-def interleaved(functions, arrays, repeats):
-  """Seconds of every function, one run of each in turn."""
-  times = [[] for _ in functions]
-  for _ in range(repeats):
-    for function, taken in zip(functions, times, strict=True):
-      start = time.perf_counter()
-      jax.block_until_ready(function(*arrays))
-      taken.append(time.perf_counter() - start)
-  return times
 
 
 def compare_times(options):
@@ -94,28 +75,23 @@ def compare_times(options):
   }
   mesh, _ = spread(attend, options.devices)
   arrays = draw(options.images, options.heads, options.features, mesh)
-  for name, kind in (('forward', forward), ('forward + backward', gradient)):
-    compiled = [
-      kind(spread(way, options.devices)[1]).lower(*arrays).compile()
-      for way in ways.values()
-    ]
-    results = [function(*arrays) for function in compiled]
-    for way, result in zip(ways, results, strict=True):
-      off = [
-        float(jnp.max(jnp.abs(x - y)))
-        for x, y in zip(
-          jax.tree.leaves(results[0]), jax.tree.leaves(result), strict=True
-        )
-      ]
-      if way != 'ring':
-        print(f'{name}: ring differs from {way} by at most {max(off):.1e}')
-    ours, *others = interleaved(compiled, arrays, options.repeats)
-    print(f'{name}: ring {min(ours):.3f} s, median {np.median(ours):.3f} s')
-    for way, theirs in zip(list(ways)[1:], others, strict=True):
-      print(
-        f'{name}: ring / {way}: {min(ours) / min(theirs):.3f} of the best, '
-        f'{np.median(ours) / np.median(theirs):.3f} of the median times'
+  for title, kind in (('forward', forward), ('forward and backward', gradient)):
+    compiled = {
+      name: functools.partial(
+        kind(spread(way, options.devices)[1]).lower(*arrays).compile(), *arrays
       )
+      for name, way in ways.items()
+    }
+    results = {name: function() for name, function in compiled.items()}
+    for way in list(ways)[1:]:
+      off = jax.tree.map(
+        lambda x, y: float(jnp.max(jnp.abs(x - y))),
+        results['ring'],
+        results[way],
+      )
+      most = max(jax.tree.leaves(off))
+      print(f'{title}: ring differs from {way} by at most {most:.1e}')
+    show(title, interleaved(compiled, options.repeats), 'ring')
 
 
 def compare_memory(options):
@@ -142,13 +118,6 @@ def compare_memory(options):
     )
 
 
-def processor():
-  for line in Path('/proc/cpuinfo').read_text().splitlines():
-    if line.startswith('model name'):
-      return line.split(':')[1].strip()
-  return platform.processor() or platform.machine()
-
-
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--images', type=int, default=4096)
@@ -161,11 +130,7 @@ def main():
   parser.add_argument('--memory-chunk', type=int, default=128)
   parser.add_argument('--only', choices=('times', 'memory'))
   options = parser.parse_args()
-  print(
-    f'{processor()}, {os.cpu_count()} cores; Python '
-    f'{platform.python_version()}, jax {jax.__version__}, NumPy '
-    f'{np.__version__}'
-  )
+  print(machine())
   print(
     f'{options.images} images, {options.heads} heads of {options.features}, '
     f'{options.devices} virtual devices, {options.repeats} repeats; a shard of '

@@ -15,14 +15,13 @@ one core tell more than the clock:
 
 import argparse
 import functools
-import os
-import platform
 import statistics
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from timing import interleaved, machine
 
 from msba_jax.layers.nearest import exact_topk, inner_products
 
@@ -30,24 +29,6 @@ try:
   import faiss
 except ImportError:
   faiss = None
-
-
-def processor():
-  """The name of the processor and the number of cores that may be used."""
-  name = platform.processor() or platform.machine()
-  try:
-    with open('/proc/cpuinfo', encoding='utf-8') as lines:
-      for line in lines:
-        if line.startswith('model name'):
-          name = line.split(':')[1].strip()
-          break
-  except OSError:
-    pass
-  try:
-    cores = len(os.sched_getaffinity(0))
-  except AttributeError:
-    cores = os.cpu_count()
-  return f'{name}, {cores} core(s)'
 
 
 @functools.partial(jax.jit, static_argnames=('k', 'rows'))
@@ -75,18 +56,6 @@ def search_numpy(queries, gallery, k, rows=128):
   return None, np.concatenate(found)
 
 
-def measure(searches, repeats, clock):
-  """Seconds of every search, in turn; the first round is not counted."""
-  times = {name: [] for name in searches}
-  for repeat in range(repeats + 1):
-    for name, search in searches.items():
-      start = clock()
-      jax.block_until_ready(search())
-      if repeat:
-        times[name].append(clock() - start)
-  return times
-
-
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--queries', type=int, default=10_000)
@@ -99,9 +68,7 @@ def main():
   options = parser.parse_args()
   clock = time.process_time if options.processor_time else time.perf_counter
   print(
-    f'{processor()}; Python {platform.python_version()}, '
-    f'jax {jax.__version__} on {jax.devices()[0].platform}, '
-    f'NumPy {np.__version__}, '
+    f'{machine()}, '
     + (f'FAISS {faiss.__version__}' if faiss else 'FAISS left out: no faiss')
   )
   print(
@@ -131,7 +98,7 @@ def main():
       if name not in options.without
     }
     found = np.asarray(searches['exact_topk']()[1])
-    times = measure(searches, options.repeats, clock)
+    times = interleaved(searches, options.repeats, clock)
     ours = times['exact_topk']
     for name, theirs in times.items():
       same = (np.asarray(searches[name]()[1]) == found).mean()

@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import interleaved, machine, show
+from timing import interleaved, machine, show, with_gradient
 
 from msba_jax.layers import attend, attend_blocks, block_mask
 
@@ -25,14 +25,6 @@ def choices(rng, heads, count, lengths):
     for row, length in enumerate(rng.permutation(lengths)):
       indices[head, row, :length] = rng.permutation(count)[:length]
   return jnp.asarray(indices)
-
-
-def with_gradient(function):
-  def both(queries, keys, values):
-    messages, pull = jax.vjp(function, queries, keys, values)
-    return messages, pull(queries)
-
-  return both
 
 
 def by_jax(mask, queries, keys, values):

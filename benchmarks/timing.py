@@ -1,5 +1,6 @@
 """Interleaved timing: what a ratio in `docs/performance.md` is made of."""
 
+import os
 import platform
 import re
 import statistics
@@ -21,13 +22,26 @@ def machine() -> str:
     pass
   device = jax.devices()[0]
   return (
-    f'{name}; {len(jax.devices())} {device.platform} device(s), '
-    f'{device.device_kind}; JAX {jax.__version__}, NumPy {np.__version__}'
+    f'{name}, {os.cpu_count()} cores; {len(jax.devices())} device(s) '
+    f'{device.device_kind}; Python {platform.python_version()}, JAX '
+    f'{jax.__version__}, NumPy {np.__version__}'
   )
 
 
+def with_gradient(function: Callable) -> Callable:
+  """Messages and gradients for the cotangent of the queries."""
+
+  def both(queries, keys, values):
+    messages, pull = jax.vjp(function, queries, keys, values)
+    return messages, pull(queries)
+
+  return both
+
+
 def interleaved(
-  functions: dict[str, Callable[[], object]], repeats: int
+  functions: dict[str, Callable[[], object]],
+  repeats: int,
+  clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
   """Seconds of every function, called in turn after one call to warm up."""
   for function in functions.values():
@@ -35,9 +49,9 @@ def interleaved(
   times = {name: [] for name in functions}
   for _ in range(repeats):
     for name, function in functions.items():
-      start = time.perf_counter()
+      start = clock()
       jax.block_until_ready(function())
-      times[name].append(time.perf_counter() - start)
+      times[name].append(clock() - start)
   return times
 
 
