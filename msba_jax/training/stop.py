@@ -11,18 +11,26 @@ from jax.experimental import multihost_utils
 class StopRequest:
   """Turns SIGTERM into a question that the loop asks after each step.
 
+  SIGINT interrupts at once; where the interpreter cannot let that out, as in a
+  callback of a library, it is raised again after the step.
+
   Several processes must stop after the same step: then JAX's own handler
   listens, and they agree on one.
   """
 
   def __init__(self):
     self._asked = False
-    self._before = None
+    self._interrupted = False
+    self._before = {}
 
   def __enter__(self) -> 'StopRequest':
     main = threading.current_thread() is threading.main_thread()
     if jax.process_count() == 1 and main:
-      self._before = signal.signal(signal.SIGTERM, self._ask)
+      self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask)
+      if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        self._before[signal.SIGINT] = signal.signal(
+          signal.SIGINT, self._interrupt
+        )
     return self
 
   def __exit__(
@@ -31,8 +39,8 @@ class StopRequest:
     error: BaseException | None,
     trace: TracebackType | None,
   ) -> None:
-    if self._before is not None:
-      signal.signal(signal.SIGTERM, self._before)
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
 
   def requested(self, step: int) -> bool:
     """Whether to stop after this step.
@@ -42,10 +50,20 @@ class StopRequest:
 
     Returns:
       The same in all processes.
+
+    Raises:
+      KeyboardInterrupt: SIGINT came and got lost on its way.
     """
+    if self._interrupted:
+      raise KeyboardInterrupt
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(step)
     return self._asked
+
+  def _interrupt(self, number, frame) -> None:
+    del number, frame
+    self._interrupted = True
+    raise KeyboardInterrupt
 
   def _ask(self, number, frame) -> None:
     del number, frame

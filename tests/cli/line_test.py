@@ -223,7 +223,7 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path, number):
     time.sleep(0.1)
   process.send_signal(number)
   try:
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=240)
   finally:
     process.kill()
   assert process.returncode == 130, error
