@@ -1,9 +1,8 @@
 r"""The loops of attention over chosen blocks, forward and backward.
 
 Rows of blocks are sorted by how many blocks they name, and taken a group at a
-time; the blocks they name are gathered a few at a time, as often as the fullest
-row of the group needs. So no more is computed than what is named, rounded up to
-whole groups.
+time; the blocks they name are gathered a few at a time, as many as the fullest
+row of the group needs. So little more is computed than what is named.
 
 Attributes:
   sparse_attention: messages and log-normalisers, with gradients for both.
@@ -107,8 +106,8 @@ def _forward(plan: BlockPlan, queries, keys, values, indices) -> Attended:
       def group(places):
         asking, names = query[places], named[places]
 
-        def step(j, seen):
-          scores, chosen = block_scores(plan, m, asking, key, names, j)
+        def step(chosen, seen):
+          scores = block_scores(plan, m, asking, key, chosen)
           read = gather_blocks(value, chosen)
           return add_scores(
             seen,
@@ -191,9 +190,9 @@ def sparse_gradients(
       asking, names, change = query[places], named[places], arriving[places]
       row_lse, row_shift = lse[places], down[places]
 
-      def step(j, carry):
+      def step(chosen, carry):
         by_key, by_value, by_query = carry
-        scores, chosen = block_scores(plan, m, asking, key, names, j)
+        scores = block_scores(plan, m, asking, key, chosen)
         weights = jnp.exp(scores - row_lse)
         steps = product(
           plan, 'abf,akf->abk', change, gather_blocks(value, chosen)

@@ -13,6 +13,7 @@ Attributes:
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ __all__ = [
 
 # Queries and keys of a step on CPU: large enough for the matrix products, small
 # enough for the cache.
-STEP = (1024, 1024)
+STEP = (512, 1024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,27 +106,46 @@ def plan_blocks(
   )
 
 
-def block_scores(plan, m, asking, key, names, j):
-  """Scores of a group against its next few blocks, and which these are."""
-  chosen = jax.lax.dynamic_slice_in_dim(
-    names, j * plan.slots, plan.slots, axis=1
-  )
+def block_scores(plan, m, asking, key, chosen):
+  """Scores of a group against a few chosen blocks each."""
   scores = product(plan, 'abd,akd->abk', asking, gather_blocks(key, chosen))
   scores = mask_tiles(scores * plan.scale, (chosen < len(key))[:, None])
   if m % plan.columns:
     token = jnp.arange(plan.columns)[None, None]
     token = chosen[..., None] * plan.columns + token
     scores = mask_tiles(scores, token.reshape(len(chosen), 1, -1) < m)
-  return scores, chosen
+  return scores
 
 
 def run_steps(plan, names, count, step, start):
-  """As many steps as the fullest row of a group needs."""
+  """Takes what a group names, `slots` blocks at a time.
+
+  `step(chosen, result)` gives the next result; chosen is (group, blocks). The
+  last step is as wide as the fullest row of the group needs, rounded up to a
+  quarter of the others; where heads run together, a branch would cost as much
+  as all of them do, and all steps are equal.
+  """
+
+  def visit(first, width, result):
+    chosen = jax.lax.dynamic_slice_in_dim(names, first, width, axis=1)
+    return step(chosen, result)
+
+  def whole_step(j, result):
+    return visit(j * plan.slots, plan.slots, result)
+
   start = jax.tree.map(lambda x: varying_like(x, names), start)
-  if names.shape[1] == plan.slots:
-    return step(0, start)
+  if plan.together and names.shape[1] == plan.slots:
+    return step(names, start)
   most = jnp.max(jnp.sum(names < count, axis=1))
-  return jax.lax.fori_loop(0, -(-most // plan.slots), step, start)
+  if plan.together:
+    return jax.lax.fori_loop(0, -(-most // plan.slots), whole_step, start)
+  whole = most // plan.slots
+  result = jax.lax.fori_loop(0, whole, whole_step, start)
+  quarter = -(-plan.slots // 4)
+  widths = [*range(quarter, plan.slots, quarter), plan.slots]
+  last = [functools.partial(visit, whole * plan.slots, x) for x in widths]
+  rest = most - whole * plan.slots
+  return jax.lax.switch(-(-rest // quarter), [lambda x: x, *last], result)
 
 
 def order_rows(plan, named, count):

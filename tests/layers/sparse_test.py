@@ -208,22 +208,30 @@ def test_one_compilation_for_all_choices(rng):
   assert total._cache_size() == 1
 
 
-def test_only_what_is_named_is_computed(rng, monkeypatch):
-  monkeypatch.setattr(blocks, 'STEP', (2, 2))
-  given = arrays(rng, 8, 8)
-  chosen = []
+@pytest.mark.parametrize(('step', 'blocks_gathered'), [(1, 6), (8, 6 + 2)])
+def test_only_what_is_named_is_computed(
+  rng, monkeypatch, step, blocks_gathered
+):
+  monkeypatch.setattr(blocks, 'STEP', (2, 2 * step))
+  given = arrays(rng, 8, 20)
+  sizes = []
   gather = blocks.gather_blocks
 
-  def counted(array, indices):
-    jax.debug.callback(lambda x: chosen.append(x), indices)
-    return gather(array, indices)
+  def counted(array, chosen):
+    jax.debug.callback(lambda _: sizes.append(chosen.shape[1]), chosen)
+    return gather(array, chosen)
 
   monkeypatch.setattr(blocks, 'gather_blocks', counted)
-  indices = jnp.array([[0, 1, 3], [2, -1, -1], [-1, -1, -1], [1, 2, -1]])
-  jax.block_until_ready(sparse.attend_blocks(*given, indices, block=2))
+  indices = np.full((4, 8), -1)
+  for row, named in enumerate([(0, 1, 3), (2,), (), (1, 2)]):
+    indices[row, : len(named)] = named
+  jax.block_until_ready(
+    sparse.attend_blocks(*given, jnp.asarray(indices), block=2)
+  )
   jax.effects_barrier()
-  # Two heads, six pairs of blocks: the keys of each are gathered once.
-  assert len(chosen) == 2 * 6
+  # Two heads, six pairs of blocks: the keys of each are gathered once. A wide
+  # step is rounded up to a quarter, here of eight: 3 to 4, 1 to 2.
+  assert sum(sizes) == 2 * blocks_gathered
 
 
 def test_image_blocks_are_blocks_of_their_tokens(rng):
