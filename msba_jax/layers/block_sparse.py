@@ -26,12 +26,13 @@ from msba_jax.layers.blocks import (
   product,
   run_steps,
 )
-from msba_jax.layers.chunked import Attended
 from msba_jax.layers.chunks import map_heads
 from msba_jax.layers.online import (
+  Attended,
   add_scores,
   begin_rows,
   finish_rows,
+  row_shift,
   shifted_or_not,
 )
 from msba_jax.layers.varying import varying_alike, varying_like
@@ -74,8 +75,6 @@ def _attention_forward(plan, queries, keys, values, indices):
 
 def _attention_backward(plan, residuals, cotangent):
   queries, keys, values, indices, attended = residuals
-  change = cotangent.messages.astype(jnp.float32)
-  shift = jnp.sum(change * attended.messages.astype(jnp.float32), axis=-1)
   return sparse_gradients(
     plan,
     queries,
@@ -83,7 +82,7 @@ def _attention_backward(plan, residuals, cotangent):
     values,
     indices,
     attended.normalizer,
-    shift - cotangent.normalizer,
+    row_shift(attended, cotangent),
     cotangent.messages,
   )
 

@@ -11,7 +11,6 @@ On CPU the heads run one after the other, since one chunk of one head fills the
 cores and the cache; elsewhere they run together.
 
 Attributes:
-  Attended: messages and log-normalisers.
   attend_in_chunks: the same in the layout of `attend`.
   chunked_attention: messages and log-normalisers, with gradients for both.
 
@@ -21,7 +20,6 @@ FlashAttention-2 (2023), arXiv 2307.08691.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,26 +39,16 @@ from msba_jax.layers.chunks import (
   take_chunk,
 )
 from msba_jax.layers.online import (
+  Attended,
   add_scores,
   begin_rows,
   finish_rows,
+  row_shift,
   shifted_or_not,
 )
 from msba_jax.layers.varying import varying_alike
 
-__all__ = ['Attended', 'attend_in_chunks', 'chunked_attention']
-
-
-class Attended(NamedTuple):
-  """Messages, and the log of the sum of exponentials of every row.
-
-  Attributes:
-    messages: (g, n, f) in the dtype of the values.
-    normalizer: (g, n) float32; −∞ for a row in which nothing takes part.
-  """
-
-  messages: Array
-  normalizer: Array
+__all__ = ['attend_in_chunks', 'chunked_attention']
 
 
 def chunked_attention(
@@ -138,16 +126,6 @@ def _attention_forward(plan, queries, keys, values, mask, bias):
 
 def _attention_backward(plan, residuals, cotangent):
   queries, keys, values, mask, bias, attended = residuals
-  # A change of the normaliser and of the messages meet in the same place:
-  # ∂score = weight · (∂message · value − shift).
-  shift = (
-    jnp.sum(
-      cotangent.messages.astype(jnp.float32)
-      * attended.messages.astype(jnp.float32),
-      axis=-1,
-    )
-    - cotangent.normalizer
-  )
   return chunked_gradients(
     plan,
     queries,
@@ -156,7 +134,7 @@ def _attention_backward(plan, residuals, cotangent):
     mask,
     bias,
     attended.normalizer,
-    shift,
+    row_shift(attended, cotangent),
     cotangent.messages,
   )
 

@@ -1,9 +1,11 @@
 """The online softmax: rows of scores that come in pieces.
 
 Attributes:
+  Attended: messages and log-normalisers of all rows.
   begin_rows: what a row holds before its first score.
   add_scores: takes a piece of the scores of every row.
   finish_rows: messages and log-normalisers.
+  row_shift: what all scores of a row share in the gradient.
   shifted_or_not: saves the pass for the largest score where that is safe.
 
 Source: Online normalizer calculation for softmax (2018), arXiv 1805.02867.
@@ -17,10 +19,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 __all__ = [
+  'Attended',
   'Rows',
   'add_scores',
   'begin_rows',
   'finish_rows',
+  'row_shift',
   'shifted_or_not',
 ]
 
@@ -29,6 +33,18 @@ __all__ = [
 UNSHIFTED = 40.0
 
 T = TypeVar('T')
+
+
+class Attended(NamedTuple):
+  """Messages, and the log of the sum of exponentials of every row.
+
+  Attributes:
+    messages: (g, n, f) in the dtype of the values.
+    normalizer: (g, n) float32; −∞ for a row in which nothing takes part.
+  """
+
+  messages: Array
+  normalizer: Array
 
 
 class Rows(NamedTuple):
@@ -86,12 +102,24 @@ def add_scores(
   return Rows(peak, total + jnp.sum(raised, axis=-1), read + weigh(raised))
 
 
-def finish_rows(rows: Rows, dtype: jnp.dtype) -> tuple[Array, Array]:
+def finish_rows(rows: Rows, dtype: jnp.dtype) -> Attended:
   """Messages in a dtype, and log-normalisers; 0 and −∞ for an empty row."""
   alive = rows.total > 0
   total = jnp.where(alive, rows.total, 1)
   messages = (rows.read / total[..., None]).astype(dtype)
-  return messages, jnp.where(alive, jnp.log(total) + rows.peak, -jnp.inf)
+  normalizer = jnp.where(alive, jnp.log(total) + rows.peak, -jnp.inf)
+  return Attended(messages, normalizer)
+
+
+def row_shift(attended: Attended, change: Attended) -> Array:
+  """∂message · message − ∂normalizer of every row.
+
+  A change of the normaliser and one of the messages meet in the same place:
+  ∂score = weight · (∂message · value − shift).
+  """
+  messages = attended.messages.astype(jnp.float32)
+  change_of_messages = change.messages.astype(jnp.float32)
+  return jnp.sum(change_of_messages * messages, axis=-1) - change.normalizer
 
 
 def shifted_or_not(

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from msba_jax.layers.chunked import Attended
 from msba_jax.layers.chunks import heads_first, heads_last
+from msba_jax.layers.online import Attended, row_shift
 from msba_jax.layers.varying import varying_like
 
 __all__ = ['Share', 'run_ring']
@@ -87,8 +87,9 @@ def _ring_backward(share, plan, axis_name, residuals, cotangent):
   (queries, keys, values, mask, bias), messages, normalizer = residuals
   asking, *shard = (_heads(share, x) for x in (queries, keys, values))
   arriving, messages = (_heads(share, x) for x in (cotangent, messages))
-  shift = arriving.astype(jnp.float32) * messages.astype(jnp.float32)
-  rows = normalizer, jnp.sum(shift, axis=-1), arriving
+  attended = Attended(messages, normalizer)
+  change = Attended(arriving, jnp.zeros_like(normalizer))
+  rows = normalizer, row_shift(attended, change), arriving
 
   def attend_to(source, shard, gradients):
     by_query, by_shard, by_bias = gradients
