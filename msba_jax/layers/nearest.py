@@ -39,9 +39,9 @@ LANES = 128
 ROWS = 8
 
 # Queries that a processor with caches treats at once, and the vectors of the
-# gallery: 2 MiB of scores.
+# gallery: 4 MiB of scores.
 CHUNK = 1024
-TILE = 512
+TILE = 1024
 # Fewer queries, or more answers, are faster sorted block by block there too.
 MIN_STREAM = 64
 MAX_STREAM = 256
