@@ -22,7 +22,6 @@ from jaxtyping import Array, Bool, Float
 from msba_jax.layers.chunked import attend_in_chunks
 from msba_jax.layers.implementations import (
   Implementation,
-  chunk_sizes,
   cudnn_attention,
   resolve_implementation,
   splash_attention,
@@ -211,7 +210,7 @@ def attend(
       bias=bias,
       scale=scale,
       precision=precision,
-      chunk=chunk_sizes(chunk),
+      chunk=chunk,
     ).messages
   if chosen == 'cudnn':
     return cudnn_attention(

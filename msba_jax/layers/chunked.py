@@ -87,7 +87,7 @@ def attend_in_chunks(
   bias: Array | None = None,
   scale: float,
   precision: jax.lax.PrecisionLike = None,
-  chunk: tuple[int, int],
+  chunk: int | tuple[int, int] | None = None,
   tile: tuple[int, int] = (1, 1),
 ) -> Attended:
   """`chunked_attention` in the layout of `attend`.
@@ -100,7 +100,8 @@ def attend_in_chunks(
     bias: broadcasts to (*b, h, n, m).
     scale: factor of the products.
     precision: of the matrix products.
-    chunk: largest number of queries and of keys of a chunk.
+    chunk: largest number of queries and of keys of a chunk, or one number for
+      both; None is what suits the platform.
     tile: queries and keys that share one entry of the mask.
 
   Returns:

@@ -55,7 +55,7 @@ def plan_chunks(
   m: int,
   *,
   scale: float,
-  chunk: tuple[int, int],
+  chunk: int | tuple[int, int] | None = None,
   precision: jax.lax.PrecisionLike = None,
   tile: tuple[int, int] = (1, 1),
   mask_of: tuple[int, ...] = (),
@@ -67,7 +67,8 @@ def plan_chunks(
     n: queries.
     m: keys.
     scale: factor of the products.
-    chunk: largest number of queries and of keys of a chunk.
+    chunk: largest number of queries and of keys of a chunk, or one number for
+      both; None is what suits the platform.
     precision: of the matrix products.
     tile: queries and keys that share one entry of the mask; a chunk holds
       whole tiles, so it may be larger than asked for if the tile is.
@@ -76,10 +77,13 @@ def plan_chunks(
 
   Returns:
     The plan.
+
+  Raises:
+    ValueError: the size of a chunk is below one.
   """
   rows, columns = (
     _even(size, most, unit)
-    for size, most, unit in zip((n, m), chunk, tile, strict=True)
+    for size, most, unit in zip((n, m), _sizes(chunk, m), tile, strict=True)
   )
   # Heads that share a bias must add their gradients of it one by one.
   alone = len(set(bias_of)) == len(bias_of)
@@ -182,6 +186,22 @@ def product(plan, left, right, left_axis, right_axis):
     precision=plan.precision,
     preferred_element_type=jnp.float32,
   )
+
+
+def _sizes(chunk, m):
+  """Queries and keys of a chunk: as given, or what suits the platform.
+
+  On CPU the scores of a chunk stay in the last level of the cache; elsewhere
+  chunks are large, since all heads share a step.
+  """
+  if chunk is None:
+    if jax.default_backend() != 'cpu':
+      return 1024, 2048
+    return (512, 4096) if m > 1024 else (1024, 1024)
+  rows, columns = (chunk, chunk) if isinstance(chunk, int) else chunk
+  if rows < 1 or columns < 1:
+    raise ValueError(f'{chunk=} must be at least 1')
+  return rows, columns
 
 
 def _even(size: int, most: int, unit: int) -> int:

@@ -26,7 +26,6 @@ from msba_jax.layers.block_sparse import sparse_attention, sparse_gradients
 from msba_jax.layers.chunked import chunked_attention
 from msba_jax.layers.chunked_gradients import chunked_gradients
 from msba_jax.layers.chunks import laid_out
-from msba_jax.layers.implementations import chunk_sizes
 from msba_jax.layers.in_batch import attend_across_images, attend_joint_tokens
 from msba_jax.layers.ring_loop import Share, run_ring
 from msba_jax.layers.sparse import (
@@ -186,7 +185,7 @@ def _lay_out_dense(
     bias=bias,
     scale=1 / math.sqrt(queries.shape[-1]) if scale is None else scale,
     precision=precision,
-    chunk=chunk_sizes(chunk),
+    chunk=chunk,
     tile=tile,
   )
   return plan, *arrays[-2:]

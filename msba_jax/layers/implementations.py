@@ -7,7 +7,6 @@ Attributes:
   Implementation: the names.
   choose_implementation: the choice of `attend`.
   resolve_implementation: the one that was named, or the choice.
-  chunk_sizes: queries and keys of a chunk.
   cudnn_attention: cuDNN, on NVIDIA GPUs.
   splash_attention: the block-wise Pallas kernel of JAX, on TPUs.
 """
@@ -22,7 +21,6 @@ from jaxtyping import Array
 __all__ = [
   'Implementation',
   'choose_implementation',
-  'chunk_sizes',
   'cudnn_attention',
   'resolve_implementation',
   'splash_attention',
@@ -102,23 +100,6 @@ def resolve_implementation(
   return implementation or choose_implementation(
     queries, keys, values, mask=mask, bias=bias
   )
-
-
-def chunk_sizes(chunk: int | tuple[int, int] | None) -> tuple[int, int]:
-  """Queries and keys of a chunk: as given, or what suits the platform.
-
-  On CPU the scores of a chunk stay in the last level of the cache; elsewhere
-  chunks are large, since all heads share a step.
-
-  Raises:
-    ValueError: a size is below one.
-  """
-  if chunk is None:
-    return (512, 4096) if jax.default_backend() == 'cpu' else (1024, 2048)
-  rows, columns = (chunk, chunk) if isinstance(chunk, int) else chunk
-  if rows < 1 or columns < 1:
-    raise ValueError(f'{chunk=} must be at least 1')
-  return rows, columns
 
 
 def cudnn_refusal(

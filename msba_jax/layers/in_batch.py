@@ -28,7 +28,6 @@ from msba_jax.layers.attention import (
 from msba_jax.layers.chunked import attend_in_chunks
 from msba_jax.layers.implementations import (
   Implementation,
-  chunk_sizes,
   resolve_implementation,
 )
 
@@ -198,7 +197,7 @@ def attend_joint_tokens(
       mask=image_mask,
       scale=1 / math.sqrt(queries.shape[-1]) if scale is None else scale,
       precision=precision,
-      chunk=chunk_sizes(chunk),
+      chunk=chunk,
       tile=(t, s),
     ).messages
   return message.reshape(n, t, *message.shape[1:])

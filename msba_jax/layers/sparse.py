@@ -23,7 +23,6 @@ from msba_jax.layers.block_sparse import sparse_attention
 from msba_jax.layers.blocks import BlockPlan, plan_blocks
 from msba_jax.layers.chunked import attend_in_chunks
 from msba_jax.layers.chunks import heads_first, heads_last, sharing
-from msba_jax.layers.implementations import chunk_sizes
 
 __all__ = [
   'attend_blocks',
@@ -154,7 +153,6 @@ def attend_blocks(
       mask=block_mask(block_indices, count),
       scale=plan.scale,
       precision=precision,
-      chunk=chunk_sizes(None),
       tile=(plan.rows, plan.columns),
     )
     return attended.messages
