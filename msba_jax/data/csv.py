@@ -84,6 +84,7 @@ class CsvData(SplitData):
       [number[row.label] for row in rows],
       names,
       size=self.size,
+      interpolation=self.interpolation,
     )
     part_of = np.array([row.part for row in rows])
     parts = {

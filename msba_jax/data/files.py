@@ -284,6 +284,7 @@ class FileSource:
     labels: index of each file's class.
     class_names: the classes.
     size: side in pixels to which images are cropped and resized.
+    interpolation: the filter of the resizing.
 
   Raises:
     ValueError: there are not as many labels as entries.
@@ -297,10 +298,12 @@ class FileSource:
     class_names: Sequence[str],
     *,
     size: int,
+    interpolation: images.Interpolation = 'bicubic',
   ):
     self._store = store
     self._entries = tuple(entries)
     self._size = size
+    self._interpolation: images.Interpolation = interpolation
     self.labels = np.asarray(labels, np.int32)
     self.class_names = tuple(class_names)
     self.ids = tuple(entry.name for entry in self._entries)
@@ -313,13 +316,18 @@ class FileSource:
   def __getitem__(self, index: int) -> Record:
     name = self._entries[index].name
     image = images.decode_image(
-      self._store.read(name), name=f'{self._store.path}/{name}', size=self._size
+      self._store.read(name),
+      name=f'{self._store.path}/{name}',
+      size=self._size,
+      interpolation=self._interpolation,
     )
     return Record(image=image, label=int(self.labels[index]))
 
   def fingerprint(self) -> str:
     """Hexadecimal SHA-256 over names, sizes and stamps of the files."""
-    digest = hashlib.sha256(f'{self._size}\n{self.class_names}\n'.encode())
+    digest = hashlib.sha256(
+      f'{self._size}\n{self._interpolation}\n{self.class_names}\n'.encode()
+    )
     digest.update(self.labels.tobytes())
     for entry in self._entries:
       line = f'{entry.name}\0{entry.size}\0{entry.stamp}\n'

@@ -70,6 +70,7 @@ class FolderData(SplitData):
       [number[part[-2]] for part in parts],
       names,
       size=self.size,
+      interpolation=self.interpolation,
     )
     role_of = np.array([roles.get(part[0], '') for part in parts])
     own = {r: np.flatnonzero(role_of == r) for r in roles.values()}

@@ -13,6 +13,7 @@ the data.)
 
 Attributes:
   FORMATS: the formats that are read, with their extensions.
+  Interpolation: how images are resized.
   MAX_PIXELS: images that claim more pixels are refused before decoding.
   MAX_BYTES: files that are larger are refused before they are read.
   is_image_name: whether a file name has one of the extensions.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import io
 import os
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -45,6 +47,15 @@ MAX_PIXELS = 64_000_000
 MAX_BYTES = 128 * 2**20
 
 
+Interpolation = Literal['bilinear', 'bicubic']
+"""The filter of the resizing; both are antialiased."""
+
+_FILTERS = {
+  'bilinear': Image.Resampling.BILINEAR,
+  'bicubic': Image.Resampling.BICUBIC,
+}
+
+
 def is_image_name(name: str) -> bool:
   """Whether the extension of a file name promises an image that we read.
 
@@ -62,12 +73,17 @@ def is_image_name(name: str) -> bool:
 
 
 def decode_image(
-  data: bytes, *, name: str, size: int, max_pixels: int = MAX_PIXELS
+  data: bytes,
+  *,
+  name: str,
+  size: int,
+  interpolation: Interpolation = 'bicubic',
+  max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
   """Decodes one image, crops its central square and resizes that.
 
   This is "shorter side to `size`, then centre crop" in one pass, by an
-  antialiased bicubic filter. The orientation that a camera noted is applied;
+  antialiased filter. The orientation that a camera noted is applied;
   palettes, grey, CMYK and 16 bits become 8-bit RGB; what is transparent shows
   white; of an animation the first frame is taken.
 
@@ -76,6 +92,7 @@ def decode_image(
     name: what errors call it; if it has one of the extensions of `FORMATS`,
       the content must be of that format.
     size: side of the result in pixels.
+    interpolation: the filter.
     max_pixels: refuse images that claim more pixels than this.
 
   Returns:
@@ -90,7 +107,8 @@ def decode_image(
     raise ValueError(f'{size=} must be positive')
   try:
     with _open(data, name, max_pixels) as image:
-      return np.asarray(_square(_to_rgb(_oriented(image, size)), size))
+      rgb = _to_rgb(_oriented(image, size))
+      return np.asarray(_square(rgb, size, _FILTERS[interpolation]))
   except InputError:
     raise
   except Image.UnidentifiedImageError as error:
@@ -164,7 +182,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   return image if image.mode == 'RGB' else image.convert('RGB')
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def _square(
+  image: Image.Image, size: int, resample: Image.Resampling
+) -> Image.Image:
   """The central square, resized."""
   width, height = image.size
   if width == height == size:
@@ -173,7 +193,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
   left, top = (width - side) / 2, (height - side) / 2
   return image.resize(
     (size, size),
-    Image.Resampling.BICUBIC,
+    resample,
     box=(left, top, left + side, top + side),
     reducing_gap=3.0,
   )

@@ -22,6 +22,7 @@ import numpy as np
 
 from msba_jax.data.cached import cached
 from msba_jax.data.errors import InputError
+from msba_jax.data.images import Interpolation
 from msba_jax.data.source import (
   Evaluation,
   Source,
@@ -117,6 +118,9 @@ class SplitData:
 
   size: int = 64
   """Images are cropped to their central square and resized to this side."""
+
+  interpolation: Interpolation = 'bicubic'
+  """The filter of the resizing."""
 
   validation_classes: int = 15
   """Training classes held out for validation where there is no such split."""

@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from msba_jax.data.errors import InputError
-from msba_jax.data.images import decode_image
+from msba_jax.data.images import Interpolation, decode_image
 from msba_jax.data.source import Record, Splits
 from msba_jax.data.splits import SplitData, SplitNames
 
@@ -95,6 +95,7 @@ class TfdsData(SplitData):
       _Keys(image_key, label_key),
       class_names=_class_names(features[label_key]),
       size=self.size,
+      interpolation=self.interpolation,
       directory=directory,
     )
     own, begin = {}, 0
@@ -139,10 +140,12 @@ class _TfdsSource:
     *,
     class_names: tuple[str, ...] | None,
     size: int,
+    interpolation: Interpolation,
     directory: str,
   ):
     self._keys = keys
     self._size = size
+    self._interpolation: Interpolation = interpolation
     self._directory = directory
     self._splits = list(splits.values())
     lengths = [self._checked(len, split) for split in self._splits]
@@ -171,12 +174,15 @@ class _TfdsSource:
       example[self._keys.image],
       name=f'{self._directory}: {self.ids[index]}',
       size=self._size,
+      interpolation=self._interpolation,
     )
     return Record(image=image, label=int(self.labels[index]))
 
   def fingerprint(self) -> str:
     """Hexadecimal SHA-256 over keys, size, and the files of the data set."""
-    digest = hashlib.sha256(f'{self._size}\n{self._keys}\n{self.ids}'.encode())
+    digest = hashlib.sha256(
+      f'{self._size}\n{self._interpolation}\n{self._keys}\n{self.ids}'.encode()
+    )
     digest.update(self.labels.tobytes())
     for name in sorted(os.listdir(self._directory)):
       status = os.stat(os.path.join(self._directory, name))

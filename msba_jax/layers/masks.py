@@ -3,6 +3,7 @@
 True takes part, everywhere. Masks are combined with `&` and `|`.
 
 Attributes:
+  causal_mask: oneself and those before.
   self_mask: all others, not oneself.
   padding_mask: the images that are really there.
   same_image_mask: tokens of the same image.
@@ -13,7 +14,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ['neighbour_mask', 'padding_mask', 'same_image_mask', 'self_mask']
+__all__ = [
+  'causal_mask',
+  'neighbour_mask',
+  'padding_mask',
+  'same_image_mask',
+  'self_mask',
+]
+
+
+def causal_mask(n: int) -> Bool[Array, 'n n']:
+  """Oneself and those before: True on the diagonal and below.
+
+  Args:
+    n: number of tokens.
+
+  Returns:
+    The mask.
+
+  Example:
+    >>> causal_mask(2).tolist()
+    [[True, False], [True, True]]
+  """
+  return jnp.tri(n, dtype=jnp.bool_)
 
 
 def self_mask(n: int) -> Bool[Array, 'n n']:

@@ -85,3 +85,7 @@ def test_normalize_gradient_and_dtype(rng):
   )
   half = normalize.safe_normalize(inputs.astype(jnp.bfloat16))
   assert half.dtype == jnp.bfloat16
+
+
+def test_causal_mask_is_true_on_the_diagonal_and_below():
+  np.testing.assert_array_equal(masks.causal_mask(4), np.tri(4, dtype=bool))
