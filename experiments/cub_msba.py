@@ -21,7 +21,7 @@ from msba_jax.data.transforms import (
   random_resized_crop,
 )
 from msba_jax.losses import msba_losses, proxy_anchor
-from msba_jax.models.backbones.vit import VARIANTS, ViT
+from msba_jax.models.backbones.stem_vit import VARIANTS, StemViT
 from msba_jax.models.msba import msba
 from msba_jax.training.experiment import Experiment, OptimizerConfig
 
@@ -32,7 +32,7 @@ def experiment() -> Experiment:
   """90 classes train and 10 validate: the first hundred, in two parts."""
   return Experiment(
     name='cub_msba',
-    model=msba(ViT(VARIANTS['small']), num_heads=4, num_classes=CLASSES),
+    model=msba(StemViT(VARIANTS['small']), num_heads=4, num_classes=CLASSES),
     losses=msba_losses(proxy_anchor),
     data=TfdsData(
       name='caltech_birds2011',

@@ -2,13 +2,17 @@
 
 Attributes:
   Images: images, or the grids of a backbone that was applied before.
-  FeedForward: two dense layers with a GELU between.
+  KeyProjection: makes the module that projects tokens to keys.
+  FeedForward: two dense layers with an activation between.
   TokenAttention: multi-head self-attention over tokens of one image.
   TransformerBlock: pre-norm attention and feed-forward with residuals.
+  queries_keys_values: the three projections of an attention module.
+  run_blocks: a stack of transformer blocks.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,14 +23,21 @@ from msba_jax.layers.attention import attend
 
 __all__ = [
   'FeedForward',
+  'KeyProjection',
   'TokenAttention',
   'TransformerBlock',
   'positive_parameter',
+  'queries_keys_values',
+  'run_blocks',
   'small_init',
   'split_heads',
 ]
 
 Attend = Callable[..., Array]
+Activation = Callable[[Array], Array]
+# Called as keys(features, grid=…, prefix=…, name=…): the tokens behind the
+# first `prefix` are those of a grid of this size, or there is no grid.
+KeyProjection = Callable[..., nn.Module]
 Images = Float[Array, 'n height width c'] | Sequence[Float[Array, 'n _ _ _']]
 
 
@@ -57,28 +68,64 @@ small_init = nn.initializers.variance_scaling(
 
 
 class FeedForward(nn.Module):
-  """Dense, GELU, dense.
+  """Dense, activation, dense.
 
   Attributes:
     hidden: width between.
     features: width of the result; None is that of the inputs.
     outer_init: of the second layer's kernel.
+    activation: between the layers.
+    dtype: of the computation; None is that of the inputs.
   """
 
   hidden: int
   features: int | None = None
   outer_init: nn.initializers.Initializer = nn.linear.default_kernel_init
+  activation: Activation = jax.nn.gelu
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, inputs: Array) -> Array:
     """(…, d) to (…, features)."""
-    hidden = jax.nn.gelu(nn.Dense(self.hidden, name='inner')(inputs))
+    hidden = nn.Dense(self.hidden, dtype=self.dtype, name='inner')(inputs)
     outer = nn.Dense(
       self.features or inputs.shape[-1],
       kernel_init=self.outer_init,
+      dtype=self.dtype,
       name='outer',
     )
-    return outer(hidden)
+    return outer(self.activation(hidden))
+
+
+def queries_keys_values(
+  tokens: Array,
+  features: int,
+  keys: KeyProjection | None = None,
+  *,
+  grid: tuple[int, int] | None = None,
+  prefix: int = 0,
+  dtype: Any = None,
+) -> list[Array]:
+  """The three projections of a module, made inside its compact method.
+
+  Args:
+    tokens: (…, t, _).
+    features: width of each projection.
+    keys: makes the module of the keys; None is a plain one.
+    grid: rows and columns of the grid that the tokens form, if they do.
+    prefix: tokens before those of the grid.
+    dtype: of the computation.
+
+  Returns:
+    Queries, keys and values, (…, t, features) each.
+  """
+  if keys is None:
+    projected = nn.Dense(3 * features, dtype=dtype, name='qkv')(tokens)
+    return jnp.split(projected, 3, axis=-1)
+  projected = nn.Dense(2 * features, dtype=dtype, name='queries_values')(tokens)
+  asking, read = jnp.split(projected, 2, axis=-1)
+  answering = keys(features, grid=grid, prefix=prefix, name='keys')(tokens)
+  return [asking, answering.astype(asking.dtype), read]
 
 
 class TokenAttention(nn.Module):
@@ -87,43 +134,150 @@ class TokenAttention(nn.Module):
   Attributes:
     num_heads: number of heads.
     attend: the attention function.
+    keys: makes the module of the keys; None is a plain projection.
+    grid: rows and columns of the grid that the tokens form, if they do.
+    prefix: tokens before those of the grid.
+    dtype: of the computation; None is that of the inputs.
   """
 
   num_heads: int
   attend: Attend = attend
+  keys: KeyProjection | None = None
+  grid: tuple[int, int] | None = None
+  prefix: int = 0
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, tokens: Array, *, mask: Array | None = None) -> Array:
     """(*b, t, d) to the same shape; mask broadcasts to (*b, h, t, t)."""
     features = tokens.shape[-1]
-    projected = nn.Dense(3 * features, name='qkv')(tokens)
-    queries, keys, values = (
-      split_heads(x, self.num_heads) for x in jnp.split(projected, 3, axis=-1)
+    projected = queries_keys_values(
+      tokens,
+      features,
+      self.keys,
+      grid=self.grid,
+      prefix=self.prefix,
+      dtype=self.dtype,
     )
-    message = self.attend(queries, keys, values, mask=mask)
+    heads = [split_heads(x, self.num_heads) for x in projected]
+    message = self.attend(*heads, mask=mask)
     message = message.reshape(tokens.shape)
-    return nn.Dense(features, name='out')(message)
+    return nn.Dense(features, dtype=self.dtype, name='out')(message)
 
 
 class TransformerBlock(nn.Module):
-  """x + attention(norm(x)), then x + feed-forward(norm(x)).
+  """x + s · attention(norm(x)), then x + s · feed-forward(norm(x)).
 
   Attributes:
     num_heads: number of heads.
     ratio: width of the feed-forward over that of the tokens.
     attend: the attention function.
+    hidden: width of the feed-forward, where it is no multiple.
+    activation: of the feed-forward.
+    epsilon: of the norms.
+    layer_scale: initial factor s of the branches, learned for each feature;
+      None is 1, not learned.
+    keys: as in `TokenAttention`.
+    grid: as in `TokenAttention`.
+    prefix: as in `TokenAttention`.
+    dtype: of the computation; None is that of the inputs.
+
+  Source: Going deeper with Image Transformers (2021), arXiv 2103.17239, for the
+  scale of the branches.
   """
 
   num_heads: int
   ratio: int = 4
   attend: Attend = attend
+  hidden: int | None = None
+  activation: Activation = jax.nn.gelu
+  epsilon: float = 1e-6
+  layer_scale: float | None = None
+  keys: KeyProjection | None = None
+  grid: tuple[int, int] | None = None
+  prefix: int = 0
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, tokens: Array, *, mask: Array | None = None) -> Array:
     """(*b, t, d) to the same shape; mask broadcasts to (*b, h, t, t)."""
-    tokens = tokens + TokenAttention(
-      self.num_heads, self.attend, name='attention'
-    )(nn.LayerNorm(name='norm_attention')(tokens), mask=mask)
-    return tokens + FeedForward(
-      self.ratio * tokens.shape[-1], name='feed_forward'
-    )(nn.LayerNorm(name='norm_feed_forward')(tokens))
+    width = tokens.shape[-1]
+    attention = TokenAttention(
+      self.num_heads,
+      self.attend,
+      self.keys,
+      self.grid,
+      self.prefix,
+      self.dtype,
+      name='attention',
+    )
+    message = attention(self._norm('norm_attention')(tokens), mask=mask)
+    tokens = tokens + self._scaled(message, 'scale_attention')
+    feed_forward = FeedForward(
+      self.hidden or self.ratio * width,
+      activation=self.activation,
+      dtype=self.dtype,
+      name='feed_forward',
+    )
+    inner = feed_forward(self._norm('norm_feed_forward')(tokens))
+    return tokens + self._scaled(inner, 'scale_feed_forward')
+
+  def _norm(self, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)
+
+  def _scaled(self, branch: Array, name: str) -> Array:
+    if self.layer_scale is None:
+      return branch
+    factor = self.param(
+      name, nn.initializers.constant(self.layer_scale), branch.shape[-1:]
+    )
+    factor = factor.reshape((1,) * (branch.ndim - 1) + factor.shape)
+    return branch * factor.astype(branch.dtype)
+
+
+def run_blocks(
+  make: Callable[..., TransformerBlock],
+  depth: int,
+  tokens: Array,
+  *,
+  mask: Array | None = None,
+  remat: bool = False,
+  scan: bool = False,
+) -> list[Array]:
+  """A stack of blocks, made inside the compact method of a module.
+
+  Args:
+    make: a block class, or one with fields bound; called with `name`.
+    depth: number of blocks.
+    tokens: (n, t, d).
+    mask: of all blocks.
+    remat: keep only the tokens between blocks for the gradient, and compute
+      what is inside of a block again.
+    scan: one block in a loop, which compiles in a `depth`-th of the time. Its
+      parameters are those of all blocks, stacked, under `blocks`; without it
+      they are under `block_0`, `block_1`, ….
+
+  Returns:
+    The tokens after every block.
+  """
+
+  def call(block, inputs, _):
+    outputs = block(inputs, mask=mask)
+    return outputs, outputs
+
+  if remat:
+    call = nn.remat(call, prevent_cse=not scan)
+  if not scan:
+    states = []
+    for i in range(depth):
+      tokens, _ = call(make(name=f'block_{i}'), tokens, None)
+      states.append(tokens)
+    return states
+  loop = nn.scan(
+    call,
+    variable_axes={'params': 0, 'intermediates': 0, 'penalties': 0},
+    split_rngs={'params': True},
+    length=depth,
+  )
+  _, states = loop(make(name='blocks'), tokens, None)
+  return list(states)

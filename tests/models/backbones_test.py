@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msba_jax.models.backbones import conv, vit
+from msba_jax.models.backbones import conv, stem_vit
 
 
 @pytest.mark.parametrize(
@@ -21,11 +21,11 @@ from msba_jax.models.backbones import conv, vit
       [(2, 16, 16, 4), (2, 8, 8, 6)],
     ),
     (
-      vit.ViT(vit.ViTSpec(8, 2, 2, patch=4)),
+      stem_vit.StemViT(stem_vit.StemViTSpec(8, 2, 2, patch=4)),
       [(2, 8, 8, 4), (2, 4, 4, 8), (2, 4, 4, 8)],
     ),
     (
-      vit.ViT(vit.ViTSpec(8, 1, 2, patch=8)),
+      stem_vit.StemViT(stem_vit.StemViTSpec(8, 1, 2, patch=8)),
       [(2, 4, 4, 4), (2, 2, 2, 8), (2, 2, 2, 8)],
     ),
   ],
@@ -44,13 +44,13 @@ def test_the_pyramid(rng, backbone, grids):
     assert np.abs(level[1] - other[1]).max() > 0
 
 
-@pytest.mark.parametrize('name', vit.VARIANTS)
+@pytest.mark.parametrize('name', stem_vit.VARIANTS)
 def test_variants_of_the_vit_can_be_built(name):
   images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-  model = vit.ViT(vit.VARIANTS[name])
+  model = stem_vit.StemViT(stem_vit.VARIANTS[name])
   shapes = jax.eval_shape(model.init, jax.random.key(0), images)
   count = sum(x.size for x in jax.tree.leaves(shapes))
-  spec = vit.VARIANTS[name]
+  spec = stem_vit.VARIANTS[name]
   # 12 d² a block, plus stem and norms.
   assert count > 12 * spec.features**2 * spec.depth
 
@@ -60,10 +60,10 @@ def test_errors_name_the_sizes():
   images = jnp.zeros((1, 12, 12, 3))
   key = jax.random.key(0)
   with pytest.raises(ValueError, match='power of two'):
-    vit.ViT(vit.ViTSpec(8, 1, 2, patch=6)).init(key, images)
+    stem_vit.StemViT(stem_vit.StemViTSpec(8, 1, 2, patch=6)).init(key, images)
   with pytest.raises(ValueError, match='must divide'):
-    vit.ViT(vit.ViTSpec(8, 1, 2, patch=8)).init(key, images)
+    stem_vit.StemViT(stem_vit.StemViTSpec(8, 1, 2, patch=8)).init(key, images)
   with pytest.raises(ValueError, match=r'num_heads=3 must divide features=8'):
-    vit.ViT(vit.ViTSpec(8, 1, 3, patch=4)).init(key, images)
+    stem_vit.StemViT(stem_vit.StemViTSpec(8, 1, 3, patch=4)).init(key, images)
   with pytest.raises(ValueError, match='one number of blocks a stage'):
     conv.ConvNet(conv.ConvSpec((4, 8), (1,))).init(key, images)

@@ -1,9 +1,9 @@
 """A vision transformer with a convolutional stem that returns a pyramid.
 
 Attributes:
-  ViTSpec: sizes.
+  StemViTSpec: sizes.
   VARIANTS: named sizes.
-  ViT: the module.
+  StemViT: the module.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from jaxtyping import Array, Float
 
 from msba_jax.models.blocks import TransformerBlock
 
-__all__ = ['VARIANTS', 'ViT', 'ViTSpec']
+__all__ = ['VARIANTS', 'StemViT', 'StemViTSpec']
 
 
 @dataclass(frozen=True)
-class ViTSpec:
-  """Sizes of a `ViT`.
+class StemViTSpec:
+  """Sizes of a `StemViT`.
 
   Attributes:
     features: width of the tokens.
@@ -37,14 +37,14 @@ class ViTSpec:
 # Widths and heads of Ti and S: DeiT (2020), arXiv 2012.12877. `pico` and `nano`
 # are ours, for images of 32 to 64 pixels on a CPU.
 VARIANTS = {
-  'pico': ViTSpec(64, 4, 4),
-  'nano': ViTSpec(128, 6, 4),
-  'tiny': ViTSpec(192, 12, 3, patch=16),
-  'small': ViTSpec(384, 12, 6, patch=16),
+  'pico': StemViTSpec(64, 4, 4),
+  'nano': StemViTSpec(128, 6, 4),
+  'tiny': StemViTSpec(192, 12, 3, patch=16),
+  'small': StemViTSpec(384, 12, 6, patch=16),
 }
 
 
-class ViT(nn.Module):
+class StemViT(nn.Module):
   """Convolutions of stride two down to the patch, then transformer blocks.
 
   The pyramid, fine to coarse: the stem at half the patch, the tokens after half
@@ -57,7 +57,7 @@ class ViT(nn.Module):
   2106.14881.
   """
 
-  spec: ViTSpec = VARIANTS['pico']
+  spec: StemViTSpec = VARIANTS['pico']
 
   @nn.compact
   def __call__(
