@@ -62,7 +62,9 @@ def measure_embedding(images, batch_size=256):
 
   def bare():
     for _ in range(images // batch_size):
-      result = embedder.compiled(params, batch, solo, keep_regions=False)
+      result = embedder.compiled(
+        embedder.variables, batch, solo, keep_regions=False
+      )
     jax.block_until_ready(result)
 
   def ours():

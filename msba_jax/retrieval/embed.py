@@ -185,7 +185,7 @@ def embed_batches(
     raise InputError('there is no image to embed: name a source with images')
   mesh = local_mesh() if mesh is None else mesh
   size = _batch_size(len(source), batch_size, mesh.size)
-  params, context = copy_to_all((embedder.params, context), mesh)
+  variables, context = copy_to_all((embedder.variables, context), mesh)
   waiting: tuple[int, Any, Any] | None = None
   with tqdm(
     total=len(source), desc='embed', unit='image', disable=not progress
@@ -193,7 +193,7 @@ def embed_batches(
     for start, images in _read(source, size):
       padded = jax.tree.map(functools.partial(_pad, size=size), images)
       result = embedder.compiled(
-        params, spread(padded, mesh), context, keep_regions=keep_regions
+        variables, spread(padded, mesh), context, keep_regions=keep_regions
       )
       if waiting is not None:
         yield _collect(*waiting, source.ids, bar)

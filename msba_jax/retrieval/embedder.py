@@ -28,30 +28,41 @@ class Embedder:
     params: its parameters.
     mean: subtracted from the channels, in units of [0, 1].
     std: what the channels are then divided by.
+    statistics: what the model carries beside them, collections by name.
   """
 
   model: nn.Module
   params: Any
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  statistics: Any = dataclasses.field(default_factory=dict)
+
+  @property
+  def variables(self) -> Any:
+    """Parameters and statistics, as the compiled functions take them."""
+    return {'params': self.params, **self.statistics}
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """SHA-256 over model, parameters and normalisation."""
+    """SHA-256 over model, parameters, normalisation and statistics."""
+    facts = [self.statistics] if self.statistics else []
     return model_fingerprint(
-      self.model, self.params, tuple(self.mean), tuple(self.std)
+      self.model, self.params, tuple(self.mean), tuple(self.std), *facts
     )
 
   @functools.cached_property
   def compiled(self) -> Any:
-    """`(params, images, context, keep_regions) → (vectors, regions | None)`.
+    """`(variables, images, context, keep_regions) → (vectors, regions)`.
 
-    Compiled once per batch shape and kind of context.
+    Regions are None unless kept. Compiled once per batch shape and kind of
+    context.
     """
 
-    def run(params: Any, images: Any, context: Any, keep_regions: bool) -> Any:
+    def run(
+      variables: Any, images: Any, context: Any, keep_regions: bool
+    ) -> Any:
       embeddings, out = self.model.apply(
-        {'params': params},
+        variables,
         jax.tree.map(self._normalize, images),
         context=context,
         train=False,
@@ -65,17 +76,21 @@ class Embedder:
 
   @functools.cached_property
   def refine(self) -> Any:
-    """`(params, regions (b, l, r, d), neighbours (b, k, l, r, d), valid (k,))`.
+    """`(variables, regions, neighbours, valid)` → vectors (b, e).
 
-    Gives the vectors (b, e) of images that have their own context each.
+    Regions (b, l, r, d) of images with their own context each: neighbours
+    (b, k, l, r, d), of which the first are valid (k,).
     """
 
     def run(
-      params: Any, regions: jax.Array, neighbours: jax.Array, valid: jax.Array
+      variables: Any,
+      regions: jax.Array,
+      neighbours: jax.Array,
+      valid: jax.Array,
     ) -> jax.Array:
       def one(regions: jax.Array, neighbours: jax.Array) -> jax.Array:
         embeddings, _ = self.model.apply(
-          {'params': params},
+          variables,
           regions.astype(jnp.float32)[:, None],
           context=Context(
             jnp.moveaxis(neighbours.astype(jnp.float32), 0, 1), valid, None
@@ -88,9 +103,9 @@ class Embedder:
 
     return jax.jit(run)
 
-  def with_params(self, params: Any) -> 'Embedder':
-    """The same model with other parameters; nothing is compiled anew."""
-    other = dataclasses.replace(self, params=params)
+  def with_params(self, params: Any, statistics: Any) -> 'Embedder':
+    """The same model with other numbers; nothing is compiled anew."""
+    other = dataclasses.replace(self, params=params, statistics=statistics)
     vars(other).update(compiled=self.compiled, refine=self.refine)
     return other
 

@@ -86,7 +86,7 @@ def refine_by_neighbours(
   near = np.pad(near, ((0, 0), (0, k - near.shape[1])))
   size = min(batch_size, 1 << (len(vectors) - 1).bit_length())
   size = -(-size // mesh.size) * mesh.size
-  params, valid = copy_to_all((embedder.params, valid), mesh)
+  variables, valid = copy_to_all((embedder.variables, valid), mesh)
   refined = np.empty(vectors.shape, np.float32)
   with tqdm(
     total=len(vectors), desc='refine', unit='image', disable=not progress
@@ -95,7 +95,7 @@ def refine_by_neighbours(
     for start in range(0, len(vectors), size):
       rows = np.minimum(np.arange(start, start + size), len(vectors) - 1)
       batch = regions[rows], gallery_regions[near[rows]]
-      result = embedder.refine(params, *spread(batch, mesh), valid)
+      result = embedder.refine(variables, *spread(batch, mesh), valid)
       _collect(refined, waiting, bar)
       waiting = start, result
     _collect(refined, waiting, bar)

@@ -72,9 +72,9 @@ def batch_sensitivity(
   everyone = batch(jnp.ones(size, jnp.bool_))
 
   @jax.jit
-  def in_batch(params: Any, regions: jax.Array) -> jax.Array:
+  def in_batch(variables: Any, regions: jax.Array) -> jax.Array:
     return embedder.model.apply(
-      {'params': params},
+      variables,
       jnp.moveaxis(regions.astype(jnp.float32), 0, 1),
       context=everyone,
       method='refine',
@@ -84,7 +84,7 @@ def batch_sensitivity(
   for _ in range(batches):
     order = rng.permutation(count)
     vectors = [
-      np.asarray(in_batch(embedder.params, stored[rows]))
+      np.asarray(in_batch(embedder.variables, stored[rows]))
       for rows in order.reshape(-1, size)
     ]
     embedded.append(np.concatenate(vectors)[np.argsort(order)])

@@ -1,25 +1,25 @@
 """The evaluation inside the training loop.
 
 Attributes:
-  make_validation: scores parameters on the validation split.
+  make_validation: scores a state on the validation split.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from msba_jax.data.source import Evaluation
 from msba_jax.retrieval.embed import Embedder
 from msba_jax.retrieval.evaluate import average, evaluate_modes
 from msba_jax.training.mesh import host_copy
+from msba_jax.training.state import TrainState
 
 
 def make_validation(
   embedder: Embedder, evaluation: Evaluation, *, batch_size: int
-) -> Callable[[Any], dict[str, float]]:
-  """The evaluation inside the training loop: `params -> mean scores`.
+) -> Callable[[TrainState], dict[str, float]]:
+  """The evaluation inside the training loop: `state -> mean scores`.
 
   Args:
-    embedder: the model; its parameters are replaced at each call.
+    embedder: the model; its parameters become the moving average at each call.
     evaluation: queries and gallery.
     batch_size: images per step of embedding.
 
@@ -27,9 +27,9 @@ def make_validation(
     A function that compiles once.
   """
 
-  def validate(params: Any) -> dict[str, float]:
+  def validate(state: TrainState) -> dict[str, float]:
     scores = evaluate_modes(
-      embedder.with_params(host_copy(params)),
+      embedder.with_params(*host_copy((state.ema, state.statistics))),
       evaluation,
       modes=('solo',),
       batch_size=batch_size,

@@ -8,7 +8,7 @@ the losses and the augmentation are Python objects and change in the file.
 Attributes:
   FILE_MODULE: begins the module name of a loaded file.
   Metric: what an evaluation gives for each query.
-  OptimizerConfig: rate, schedule, decay and clipping.
+  OptimizerConfig: rate, schedule, decay, clipping and what is frozen.
   ContextDropout: how often a step hides its context.
   EvaluationConfig: how a model is measured.
   Origin: where an experiment was loaded from.
@@ -64,6 +64,11 @@ class OptimizerConfig:
     clip_norm: largest global norm of the gradient.
     beta1: decay of the first moment.
     beta2: decay of the second moment.
+    layer_decay: the rate of each layer of the backbone over that of the next,
+      in (0, 1]; 1 for the same everywhere. See `optimizer.layer_scales`.
+    freeze: shell patterns of parameters that do not change, such as
+      `backbone/*` or `backbone/block_[0-5]/*`; an asterisk also matches
+      slashes.
   """
 
   learning_rate: float = 1e-3
@@ -73,6 +78,14 @@ class OptimizerConfig:
   clip_norm: float = 1.0
   beta1: float = 0.9
   beta2: float = 0.999
+  layer_decay: float = 1.0
+  freeze: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if not 0 < self.layer_decay <= 1:
+      raise ValueError(
+        f'optimizer.layer_decay={self.layer_decay} must be in (0, 1]'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +161,11 @@ class Experiment:
     checkpoint_every: steps between checkpoints.
     log_every: steps between lines of the log.
     evaluation: see `EvaluationConfig`.
-    frozen_backbone: a finished run whose backbone is taken as it is; what
-      follows it is trained on its grids, which are computed once. '' trains the
-      backbone as well.
+    pretrained: a directory that `msba import-weights` made, with which the
+      backbone begins; '' begins at random.
+    frozen_backbone: a finished run, or a directory of imported weights, whose
+      backbone is taken as it is; what follows it is trained on its grids, which
+      are computed once. '' trains the backbone as well.
     frozen_views: how many views of each training image have their grids
       computed: the first is plain, the others are augmented.
     origin: set by `load_experiment`.
@@ -175,6 +190,7 @@ class Experiment:
   checkpoint_every: int = 500
   log_every: int = 50
   evaluation: EvaluationConfig = EvaluationConfig()
+  pretrained: str = ''
   frozen_backbone: str = ''
   frozen_views: int = 4
   origin: _Internal[Origin | None] = None
@@ -197,6 +213,11 @@ class Experiment:
     if not 0 <= warmup < steps:
       raise ValueError(
         f'optimizer.warmup_steps={warmup} must be >= 0 and less than {steps=}'
+      )
+    if self.pretrained and self.frozen_backbone:
+      raise ValueError(
+        'pretrained and frozen_backbone exclude each other; frozen_backbone '
+        'takes imported weights too'
       )
     if not 0 <= self.ema_decay < 1:
       raise ValueError(f'ema_decay={self.ema_decay} must be in [0, 1)')

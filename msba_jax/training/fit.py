@@ -13,7 +13,7 @@ Attributes:
 import collections
 import contextlib
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import numpy as np
@@ -49,7 +49,7 @@ class Loop(NamedTuple):
     source: the training images.
     mesh: over which batches are sharded.
     step: compiled.
-    evaluate: scores a moving average of parameters on the validation split.
+    evaluate: scores the moving average on the validation split.
     checkpoints: of the run.
     log: of the run; None in the processes that do not write.
     progress: whether a bar is shown.
@@ -59,7 +59,7 @@ class Loop(NamedTuple):
   source: Source
   mesh: Mesh
   step: Step
-  evaluate: Callable[[Any], dict[str, float]]
+  evaluate: Callable[[TrainState], dict[str, float]]
   checkpoints: Checkpoints
   log: MetricsLog | None
   progress: bool
@@ -215,7 +215,7 @@ def _batches(
 
 def _evaluate(loop: Loop, state: TrainState, done: int) -> float:
   """Scores the moving average, logs, and returns what `best` goes by."""
-  scores, metric = loop.evaluate(state.ema), loop.experiment.evaluation.metric
+  scores, metric = loop.evaluate(state), loop.experiment.evaluation.metric
   if loop.log is not None:
     loop.log.write(done, 'validation', scores)
   return scores[metric]

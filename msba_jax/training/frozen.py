@@ -37,6 +37,7 @@ from msba_jax.data.source import Evaluation, Fingerprinted, Source, Splits
 from msba_jax.data.transforms import normalize_image
 from msba_jax.models.backbones.precomputed import Precomputed
 from msba_jax.retrieval.fingerprint import model_fingerprint
+from msba_jax.training.begin import pretrained_backbone
 from msba_jax.training.configuration import describe
 from msba_jax.training.experiment import Experiment
 from msba_jax.training.weights import load_weights
@@ -80,8 +81,8 @@ class Frozen(NamedTuple):
   Attributes:
     experiment: the same, with a model that takes grids.
     splits: grids in place of pictures; the test split is left as it is.
-    backbone: the parameters that are not trained.
-    digest: of these parameters.
+    backbone: its variables, which are not trained: parameters, statistics.
+    digest: of these.
   """
 
   experiment: Experiment
@@ -110,7 +111,11 @@ def freeze(
   run = Path(experiment.frozen_backbone)
   backbone = _read_backbone(run, experiment)
   digest = model_fingerprint(
-    experiment.model.backbone, backbone, experiment.mean, experiment.std
+    experiment.model.backbone,
+    backbone['params'],
+    experiment.mean,
+    experiment.std,
+    *(backbone[name] for name in sorted(backbone) if name != 'params'),
   )
   compute = functools.partial(
     _features, experiment, backbone, digest, run / 'features', progress
@@ -134,18 +139,26 @@ def freeze(
 
 
 def _read_backbone(run: Path, experiment: Experiment) -> Any:
-  """The backbone's parameters, if they fit the experiment's backbone."""
-  if not (run / 'weights' / MANIFEST).exists():
-    raise InputError(
-      f'frozen_backbone {run} holds no finished run; give the directory of one'
-    )
-  found = load_weights(run / 'weights')['params'].get('backbone')
+  """The backbone's variables, if they fit the experiment's backbone."""
   size = experiment.data.size
-  expected = jax.eval_shape(
+  expected: Any = jax.eval_shape(
     experiment.model.backbone.init,
     jax.random.key(0),
     jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
-  )['params']
+  )
+  expected.pop('penalties', None)
+  if (run / MANIFEST).exists():
+    return pretrained_backbone(experiment, run, expected)
+  if not (run / 'weights' / MANIFEST).exists():
+    raise InputError(
+      f'frozen_backbone {run} holds neither a finished run nor imported '
+      'weights; give the directory of one'
+    )
+  found = {
+    name: collection['backbone']
+    for name, collection in load_weights(run / 'weights').items()
+    if 'backbone' in collection
+  }
   shapes = [
     {
       jax.tree_util.keystr(path): np.shape(leaf)
@@ -240,10 +253,10 @@ def _write(
 
 
 def _compile(experiment: Experiment) -> Any:
-  """`(params, images, indices, view) → grids`; view 0 is the plain image."""
+  """`(variables, images, indices, view) → grids`; view 0 is the plain image."""
 
   @jax.jit
-  def compute(params: Any, images: Any, indices: Any, view: Any) -> Any:
+  def compute(variables: Any, images: Any, indices: Any, view: Any) -> Any:
     pixels = images.astype(jnp.float32)
     if experiment.augment is not None:
       key = jax.random.fold_in(jax.random.key(0), view)
@@ -251,7 +264,7 @@ def _compile(experiment: Experiment) -> Any:
       changed = jax.vmap(experiment.augment)(keys, images)
       pixels = jnp.where(view > 0, changed.astype(jnp.float32), pixels)
     grids = experiment.model.backbone.apply(
-      {'params': params},
+      variables,
       normalize_image(pixels, mean=experiment.mean, std=experiment.std),
       train=False,
     )

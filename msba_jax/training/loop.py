@@ -19,6 +19,7 @@ from msba_jax.data.directory import MANIFEST
 from msba_jax.data.errors import InputError
 from msba_jax.data.source import Splits
 from msba_jax.retrieval.devices import copy_to_all, data_mesh
+from msba_jax.training.begin import begin_pretrained
 from msba_jax.training.checkpoint import Checkpoints
 from msba_jax.training.configuration import configuration_hash
 from msba_jax.training.evaluation import make_validation
@@ -99,6 +100,8 @@ def _train(
     )
     if checkpoints.latest is not None:
       state = checkpoints.restore(state)
+    elif experiment.pretrained:
+      state = begin_pretrained(experiment, state)
     log = None
     if jax.process_index() == 0:
       log = stack.enter_context(MetricsLog(directory, step=int(state.step)))
@@ -108,7 +111,7 @@ def _train(
       mesh=mesh,
       step=compile_step(make_step(experiment, optimizer), mesh),
       evaluate=make_validation(
-        make_embedder(experiment, state.params),
+        make_embedder(experiment, state.params, state.statistics),
         splits.validation,
         batch_size=experiment.evaluation.batch_size,
       ),
@@ -119,9 +122,10 @@ def _train(
     state = copy_to_all(host_copy(state), mesh)
     state = fit(loop, state, until=until)
   if jax.process_index() == 0:
-    kept = {'params': state.ema}
+    kept = {'params': state.ema, **state.statistics}
     if frozen is not None:
-      kept['params'] = {**state.ema, 'backbone': frozen.backbone}
+      for name, backbone in frozen.backbone.items():
+        kept[name] = {**kept.get(name, {}), 'backbone': backbone}
     if state.memory is not None:
       kept['memory'] = state.memory._asdict()
     save_weights(directory / 'weights', host_copy(kept), step=experiment.steps)

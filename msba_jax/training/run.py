@@ -7,7 +7,7 @@ A run directory holds
     metrics.jsonl    one line per logged step
     tensorboard/     the same for TensorBoard
     checkpoints/     the last ones, and the best on the validation split
-    weights/         the final moving average and the memory
+    weights/         the final moving average, statistics and the memory
     evaluation.json  scores, by split and mode
 
 Attributes:
@@ -51,17 +51,19 @@ class Run:
     directory: where it stands.
     params: the moving average of the parameters, on the host.
     memory: the memory as the training left it, or None.
+    statistics: what the model carries beside its parameters.
   """
 
   experiment: Experiment
   directory: Path
   params: Any
   memory: MemoryBank | None
+  statistics: Any
 
   @functools.cached_property
   def embedder(self) -> Embedder:
     """The model, ready to embed images."""
-    return make_embedder(self.experiment, self.params)
+    return make_embedder(self.experiment, self.params, self.statistics)
 
   @property
   def fingerprint(self) -> str:
@@ -69,13 +71,16 @@ class Run:
     return self.embedder.fingerprint
 
 
-def make_embedder(experiment: Experiment, params: Any) -> Embedder:
-  """The model of an experiment with the given parameters."""
+def make_embedder(
+  experiment: Experiment, params: Any, statistics: Any
+) -> Embedder:
+  """The model of an experiment with the given parameters and statistics."""
   return Embedder(
     model=experiment.model,
     params=params,
     mean=experiment.mean,
     std=experiment.std,
+    statistics=statistics,
   )
 
 
@@ -117,8 +122,9 @@ def load_run(
       'use the code and the experiment file that trained it'
     )
   weights = load_weights(directory / 'weights')
-  memory = MemoryBank(**weights['memory']) if 'memory' in weights else None
-  return Run(experiment, directory, weights['params'], memory)
+  params, memory = weights.pop('params'), weights.pop('memory', None)
+  memory = None if memory is None else MemoryBank(**memory)
+  return Run(experiment, directory, params, memory, statistics=weights)
 
 
 class RunEvaluation(NamedTuple):

@@ -1,7 +1,7 @@
 """Everything that a training changes, as one pytree.
 
 Attributes:
-  TrainState: parameters, optimiser, moving average, memory, step.
+  TrainState: parameters, optimiser, moving average, statistics, memory, step.
 """
 
 from typing import Any
@@ -28,6 +28,8 @@ class TrainState:
     params: parameters of the model.
     opt_state: of the optimiser.
     ema: moving average of the parameters.
+    statistics: what a model carries beside its parameters, such as the running
+      means of batch normalisation: collections by name, {} if there is none.
     memory: a `MemoryBank` with the regions of each class, or None.
   """
 
@@ -36,6 +38,7 @@ class TrainState:
   params: Any
   opt_state: Any
   ema: Any
+  statistics: Any
   memory: Any
 
 
@@ -59,10 +62,14 @@ def create_state(
   def create(images):
     images = jax.tree.map(lambda image: image.astype(jnp.float32), images)
     key = jax.random.key(experiment.seed)
-    params = model.init(key, images, context=contexts.solo)['params']
+    statistics: Any = model.init(key, images, context=contexts.solo)
+    params = statistics.pop('params')
+    statistics.pop('penalties', None)
     memory = None
     if experiment.memory_size:
-      regions: Any = model.apply({'params': params}, images, method='encode')
+      regions: Any = model.apply(
+        {'params': params, **statistics}, images, method='encode'
+      )
       levels, _, number, features = regions.shape
       memory = contexts.create_memory(
         experiment.memory_size,
@@ -76,6 +83,7 @@ def create_state(
       params=params,
       opt_state=optimizer.init(params),
       ema=jax.tree.map(jnp.copy, params),
+      statistics=statistics,
       memory=memory,
     )
 

@@ -1,10 +1,14 @@
 """One training step: a pure function of the state and a batch.
 
 The step augments and normalises on the device, draws which context the images
-see, applies the model, sums the losses, updates the parameters and their moving
-average, and pushes the batch into the memory. All randomness is
-`fold_in(key(seed), step)`. Which context is seen is a matter of masks, so the
-step is traced once.
+see, applies the model, sums the losses and what modules sowed as penalties,
+updates the parameters and their moving average, and pushes the batch into the
+memory. All randomness is `fold_in(key(seed), step)`. Which context is seen is a
+matter of masks, so the step is traced once.
+
+A module adds to the loss by `self.sow('penalties', name, scalar)`; one that is
+applied twice adds twice. Images that only fill up a batch are seen by it as by
+every other module.
 
 Attributes:
   Batch: `image`, `label`, `index` and `valid`; `image` may be a pytree.
@@ -27,6 +31,7 @@ from msba_jax.losses.term import total_loss
 from msba_jax.models import context as contexts
 from msba_jax.retrieval.devices import batch_sharding, replicated
 from msba_jax.training.experiment import ContextDropout, Experiment
+from msba_jax.training.optimizer import frozen_mask
 from msba_jax.training.state import TrainState
 
 Batch = dict[str, Any]
@@ -51,7 +56,8 @@ def make_step(
 
   Returns:
     `(state, batch) -> (state, metrics)`; metrics hold `loss`, the terms,
-    `gradient_norm`, `finite` and `step`.
+    `penalty` if the model sows some, `gradient_norm` of what is trained,
+    `finite` and `step`.
   """
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -63,12 +69,31 @@ def make_step(
     )
     context = seen_context(kind, batch['valid'], state.memory)
 
-    def loss_of(params):
-      out = _outputs(experiment, params, images, context, dropout_key)
-      loss, terms = total_loss(experiment.losses, out, batch)
-      return loss, (terms, out['memory'])
+    frozen = frozen_mask(state.params, experiment.optimizer.freeze)
 
-    (loss, (terms, regions)), gradients = jax.value_and_grad(
+    def loss_of(params):
+      params = jax.tree.map(
+        lambda stays, leaf: jax.lax.stop_gradient(leaf) if stays else leaf,
+        frozen,
+        params,
+      )
+      result: Any = experiment.model.apply(
+        {'params': params, **state.statistics},
+        images,
+        context=context,
+        train=True,
+        rngs={'dropout': dropout_key},
+        mutable=['penalties', *state.statistics],
+      )
+      (_, out), statistics = result
+      loss, terms = total_loss(experiment.losses, out, batch)
+      penalties = statistics.pop('penalties', {})
+      if penalties:
+        penalty: Any = optax.tree.sum(penalties)
+        loss, terms = loss + penalty, {**terms, 'penalty': penalty}
+      return loss, (terms, out['memory'], statistics)
+
+    (loss, (terms, regions, statistics)), gradients = jax.value_and_grad(
       loss_of, has_aux=True
     )(state.params)
     norm = optax.tree.norm(gradients)
@@ -80,8 +105,10 @@ def make_step(
         memory = contexts.push_memory(
           memory, regions, batch['label'], valid=batch['valid']
         )
-      moved = _advance(state, gradients, optimizer, experiment.ema_decay)
-      return dataclasses.replace(moved, memory=memory)
+      moved = _advance(
+        state, gradients, frozen, optimizer, experiment.ema_decay
+      )
+      return dataclasses.replace(moved, memory=memory, statistics=statistics)
 
     metrics = {
       **terms,
@@ -184,39 +211,27 @@ def seen_context(
   return contexts.batch(valid & (kind == BATCH), memory=memory)
 
 
-def _outputs(
-  experiment: Experiment,
-  params: Any,
-  images: Any,
-  context: contexts.BatchContext,
-  key: Key[Array, ''],
-) -> dict[str, Any]:
-  """What the model returns beside embeddings, in training."""
-  result: Any = experiment.model.apply(
-    {'params': params},
-    images,
-    context=context,
-    train=True,
-    rngs={'dropout': key},
-  )
-  return result[1]
-
-
 def _advance(
   state: TrainState,
   gradients: Any,
+  frozen: Any,
   optimizer: optax.GradientTransformation,
   ema_decay: float,
 ) -> TrainState:
-  """Updates parameters, optimiser, moving average and step."""
+  """Updates parameters that are not frozen, optimiser, average and step."""
   updates, opt_state = optimizer.update(
     gradients, state.opt_state, state.params
   )
-  params = optax.apply_updates(state.params, updates)
+  moved = optax.apply_updates(state.params, updates)
   # A young average would remember the initialisation: it forgets faster.
   age = state.step.astype(jnp.float32)
   decay = jnp.minimum(ema_decay, (1 + age) / (10 + age))
-  ema = optax.incremental_update(params, state.ema, 1 - decay)
+  averaged = optax.incremental_update(moved, state.ema, 1 - decay)
+  # Adding zero turns -0.0 into 0.0, and the average of equals is rounded.
+  params, ema = (
+    jax.tree.map(lambda stays, a, b: a if stays else b, frozen, old, new)
+    for old, new in ((state.params, moved), (state.ema, averaged))
+  )
   return dataclasses.replace(
     state, params=params, opt_state=opt_state, ema=ema, step=state.step + 1
   )

@@ -4,6 +4,7 @@ The directory `weights/` holds `arrays.npz`, one array per leaf named by its
 path, and a manifest with hashes, shapes and dtypes. No pickle is read.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,20 @@ from msba_jax.training.checkpoint import (
 _FILE = 'arrays.npz'
 
 
-def save_weights(directory: Path, tree: Any, *, step: int) -> None:
+def save_weights(
+  directory: Path,
+  tree: Any,
+  *,
+  step: int,
+  facts: Mapping[str, Any] | None = None,
+) -> None:
   """Writes arrays; what stood in the directory is replaced in one step.
 
   Args:
     directory: the goal.
     tree: nested dicts of host arrays.
     step: how long they were trained.
+    facts: what else the manifest says.
   """
   leaves = flatten(tree)
   with atomic_directory(directory) as partial:
@@ -42,29 +50,35 @@ def save_weights(directory: Path, tree: Any, *, step: int) -> None:
       for name, leaf in leaves.items()
     }
     np.savez(partial / _FILE, **raw)
-    facts = {'step': step, 'leaves': specification(leaves)}
-    write_manifest(partial, facts)
+    known = {'step': step, 'leaves': specification(leaves)}
+    write_manifest(partial, {**(facts or {}), **known})
 
 
 def load_weights(directory: Path) -> dict[str, Any]:
+  """The arrays alone that `read_weights` gives."""
+  return read_weights(directory, again='run `msba train` again')[0]
+
+
+def read_weights(
+  directory: Path, *, again: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads what `save_weights` wrote.
 
   Args:
     directory: with a manifest.
+    again: what the user can do if the directory is broken.
 
   Returns:
-    Nested dicts of host arrays.
+    Nested dicts of host arrays, and the manifest.
 
   Raises:
     InputError: a file is missing, or is not what was written.
   """
   try:
     facts = read_manifest(directory)
-  except BrokenError as error:
-    raise InputError(
-      f'weights are broken: {error}; run `msba train` again'
-    ) from error
-  expected = facts['leaves']
+    expected = facts['leaves']
+  except (BrokenError, KeyError) as error:
+    raise InputError(f'weights are broken: {error}; {again}') from error
   with np.load(directory / _FILE, allow_pickle=False) as file:
     leaves = {
       name: _typed(file[name], dtype) for name, (_, dtype) in expected.items()
@@ -77,7 +91,7 @@ def load_weights(directory: Path) -> dict[str, Any]:
     for part in path:
       node = node.setdefault(part, {})
     node[last] = leaf
-  return tree
+  return tree, facts
 
 
 def _typed(array: np.ndarray, dtype: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 import dataclasses
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -51,12 +52,21 @@ class NamedData:
     )
 
 
+class Running(ConvNet):
+  """The net behind batch normalisation with running statistics."""
+
+  @nn.compact
+  def __call__(self, images, *, train=False):
+    images = nn.BatchNorm(not train, name='input')(images)
+    return super().__call__(images, train=train)
+
+
 def make_experiment(**changes):
   base = load_experiment(SMALL)
   return dataclasses.replace(
     base,
     model=BackboneOnly(
-      ConvNet(ConvSpec((4, 6), (1, 1), levels=2)),
+      Running(ConvSpec((4, 6), (1, 1), levels=2)),
       features=4, hidden=4, embedding=4,
     ),
     losses=solo_losses(supervised_contrastive),
@@ -89,9 +99,11 @@ def head(backbone_run):
 def test_the_backbone_is_left_alone_and_the_head_is_trained(backbone_run, head):
   _, run = head
   before, after = backbone_run.params, run.params
+  statistics = backbone_run.statistics['batch_stats']['backbone']['input']
+  assert np.all(statistics['mean'] != 0)
   for a, b in zip(
-    jax.tree.leaves(before['backbone']),
-    jax.tree.leaves(after['backbone']),
+    jax.tree.leaves((before['backbone'], backbone_run.statistics)),
+    jax.tree.leaves((after['backbone'], run.statistics)),
     strict=True,
   ):
     np.testing.assert_array_equal(a, b)
@@ -117,7 +129,9 @@ def test_the_run_embeds_images_as_it_embeds_their_grids(head):
   plain = tuple(x[None] for x in grids[5]['image'])
   changed = tuple(x[None] for x in grids[len(splits.train) + 5]['image'])
   assert any(np.any(a != b) for a, b in zip(plain, changed, strict=True))
-  expected, _ = run.embedder.compiled(run.params, picture, solo, False)
+  expected, _ = run.embedder.compiled(
+    run.embedder.variables, picture, solo, False
+  )
   heads = {k: v for k, v in run.params.items() if k != 'backbone'}
   apply = jax.jit(frozen.experiment.model.apply)
   found, _ = apply({'params': heads}, plain)
@@ -141,10 +155,10 @@ def test_the_same_command_goes_on_and_another_backbone_is_refused(
   assert again.fingerprint == run.fingerprint
   assert load_run(run.directory, experiment).fingerprint == run.fingerprint
   missing = dataclasses.replace(experiment, frozen_backbone=str(tmp_path))
-  with pytest.raises(InputError, match='holds no finished run'):
+  with pytest.raises(InputError, match='holds neither a finished run'):
     train(missing, tmp_path / 'new', progress=False)
   wider = experiment.model.clone(
-    backbone=ConvNet(ConvSpec((4, 8), (1, 1), levels=2))
+    backbone=Running(ConvSpec((4, 8), (1, 1), levels=2))
   )
   with pytest.raises(InputError, match='has another backbone'):
     train(

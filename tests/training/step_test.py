@@ -1,6 +1,8 @@
+import dataclasses
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,10 @@ from msba_jax.models.backbones.conv import ConvNet, ConvSpec
 from msba_jax.models.context import MemoryBank, solo
 from msba_jax.models.msba import msba
 from msba_jax.retrieval.devices import data_mesh, replicated
-from msba_jax.training.experiment import ContextDropout
+from msba_jax.training.checkpoint import Checkpoints
+from msba_jax.training.errors import TrainingStopped
+from msba_jax.training.experiment import ContextDropout, load_experiment
+from msba_jax.training.loop import train
 from msba_jax.training.mesh import global_batch, host_copy, padded_size
 from msba_jax.training.optimizer import make_optimizer
 from msba_jax.training.state import create_state, parameter_count
@@ -25,8 +30,25 @@ from msba_jax.training.step import (
   prepare_images,
   seen_context,
 )
+from tests.training.conftest import SMALL
+from tests.training.small_experiment import Tiny
 
 SIZE = 8  # images of a batch of the small experiment
+
+
+class Running(Tiny):
+  """Batch normalisation of the channels with running statistics."""
+
+  def setup(self):
+    super().setup()
+    self.norm = nn.BatchNorm(momentum=0.9, use_bias=False, use_scale=False)
+
+  def __call__(self, images, *, context=solo, train=False):
+    images = self.norm(images, use_running_average=not train)
+    return self.refine(super().encode(images), context=context)
+
+  def encode(self, images):
+    return super().encode(self.norm(images, use_running_average=True))
 
 
 def _batch(seed, size=SIZE):
@@ -141,7 +163,8 @@ def test_an_infinite_loss_changes_nothing_and_stays(small):
     *small().losses,
     LossTerm('trap', 1.0, lambda out, batch: _trap(batch)),
   )
-  seen = _run(small(losses=losses), devices=1, steps=4)
+  experiment = small(losses=losses, model=Running())
+  seen = _run(experiment, devices=1, steps=4)
   states, metrics = zip(*seen, strict=True)
   assert [bool(m['finite']) for m in metrics] == [True, False, False, False]
   assert [int(s.step) for s in states] == [1, 1, 1, 1]
@@ -221,6 +244,146 @@ def test_features_reach_the_model_untouched(small, rng):
 def test_parameters_are_counted():
   tree = {'a': np.zeros((2, 3)), 'b': jax.ShapeDtypeStruct((), np.float32)}
   assert parameter_count(tree) == 7
+
+
+def _frozen(small, *patterns):
+  return small(
+    optimizer=dataclasses.replace(small().optimizer, freeze=patterns)
+  )
+
+
+def test_frozen_parameters_stay_as_they_are_to_the_bit(
+  small, one_device, tmp_path
+):
+  experiment = _frozen(small, 'project/*', 'embed/bias')
+  optimizer, state = _start(experiment)
+  state.params['project']['bias'] = state.ema['project']['bias'] = -jnp.zeros(8)
+  before = host_copy(state.params)
+  seen = _run(experiment, devices=1, steps=3, start=(optimizer, state))
+  for after, _ in seen:
+    for params in (after.params, after.ema):
+      for name in ('kernel', 'bias'):
+        _assert_same_bits(params['project'][name], before['project'][name])
+      _assert_same_bits(params['embed']['bias'], before['embed']['bias'])
+      moved = params['embed']['kernel'] - before['embed']['kernel']
+      assert np.abs(moved).max() > 1e-4
+  # The gradients of what is trained are those of the whole training.
+  (_, metrics), (_, whole) = seen[0], one_device[0]
+  np.testing.assert_allclose(metrics['loss'], whole['loss'], rtol=1e-5)
+  assert metrics['gradient_norm'] < 0.99 * whole['gradient_norm']
+  mu = seen[0][0].opt_state.inner_states['trained'].inner_state[1][0].mu
+  assert [leaf.shape for leaf in jax.tree.leaves(mu)] == [(8, 8), (8, 8)]
+  np.testing.assert_allclose(
+    np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(mu))),
+    0.1 * min(1.0, metrics['gradient_norm']),  # clipped at norm 1
+    rtol=1e-4,
+  )
+
+  last, _ = seen[-1]
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(3, last)
+    _, target = _start(experiment)
+    chex.assert_trees_all_equal(checkpoints.restore(target), last)
+
+
+def _assert_same_bits(found, expected):
+  assert np.asarray(found).tobytes() == np.asarray(expected).tobytes()
+
+
+def test_no_gradient_of_the_frozen_is_computed(small):
+  experiment = _frozen(small, 'project/*')
+  assert _products(small()) > _products(experiment)
+
+
+def _products(experiment):
+  """Matrix products in the program of a step."""
+  optimizer, state = _start(experiment)
+  step = jax.jit(make_step(experiment, optimizer))
+  return step.lower(state, _batch(0)).as_text().count('dot_general')
+
+
+class Sowing(Tiny):
+  """A penalty on the regions, sowed in two pieces."""
+
+  weight: float = 1.0
+
+  def refine(self, regions, *, context=solo):
+    self.sow('penalties', 'size', self.weight * jnp.mean(regions**2))
+    self.sow('penalties', 'stacked', self.weight * jnp.ones(3))
+    return super().refine(regions, context=context)
+
+
+def test_what_modules_sow_is_added_to_the_loss(small, start, one_device):
+  (before, metrics), (after, _) = _run(
+    small(model=Sowing(weight=0.5)), devices=2, steps=2, start=start
+  )
+  (plain, plain_metrics), *_ = one_device
+  assert 'penalty' not in plain_metrics
+  np.testing.assert_allclose(
+    metrics['loss'] - plain_metrics['loss'], metrics['penalty'], rtol=1e-4
+  )
+  images = prepare_images(_batch(0)['image'], _keys(0)[0], small())
+  regions = small().model.apply(
+    {'params': start[1].params}, images, method='encode'
+  )
+  expected = 0.5 * np.mean(np.square(regions)) + 1.5
+  np.testing.assert_allclose(metrics['penalty'], expected, rtol=1e-4)
+  assert not np.array_equal(
+    before.params['project']['kernel'], plain.params['project']['kernel']
+  )
+  assert int(after.step) == 2
+
+
+def _keys(step):
+  """Keys of augmentation, context and dropout."""
+  return jax.random.split(jax.random.fold_in(jax.random.key(0), step), 3)
+
+
+def test_running_statistics_are_part_of_the_state(small):
+  experiment = small(model=Running(), augment=None)
+  optimizer, state = _start(experiment)
+  assert set(state.statistics) == {'batch_stats'}
+  assert 'norm' not in state.params
+  seen = _run(experiment, devices=4, steps=2, start=(optimizer, state))
+  mean = np.zeros(3)
+  for step, (after, _) in enumerate(seen):
+    pixels = (_batch(step)['image'].astype(np.float64) / 255 - 0.5) / 0.25
+    mean = 0.9 * mean + 0.1 * pixels.mean((0, 1, 2))
+    found = after.statistics['batch_stats']['norm']['mean']
+    np.testing.assert_allclose(found, mean, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_keeps_what_is_frozen_and_the_statistics(tmp_path):
+  words = ['--optimizer.freeze', 'project/*', '--steps', '3']
+  experiment = dataclasses.replace(
+    load_experiment(SMALL, [*words, '--evaluate-every', '3']), model=Running()
+  )
+  options = {'devices': jax.devices()[:1], 'progress': False}
+  with pytest.raises(TrainingStopped):
+    train(experiment, tmp_path, until=2, **options)
+  run = train(experiment, tmp_path, **options)
+  _, start = _start(experiment)
+  for name in ('kernel', 'bias'):
+    _assert_same_bits(
+      run.params['project'][name], start.params['project'][name]
+    )
+  with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+    saved = checkpoints.restore(start)
+  chex.assert_trees_all_equal(run.statistics, saved.statistics)
+  assert np.all(run.statistics['batch_stats']['norm']['mean'] != 0)
+
+  images = experiment.data.open().validation.queries[0]['image'][None]
+  vectors, _ = run.embedder.compiled(
+    run.embedder.variables, images, solo, keep_regions=False
+  )
+  pixels = (images.astype(np.float32) / 255 - 0.5) / 0.25
+  expected, _ = experiment.model.apply(
+    {'params': saved.ema, **saved.statistics}, pixels
+  )
+  np.testing.assert_allclose(vectors, expected, atol=1e-5)
+  changed = jax.tree.map(lambda leaf: leaf + 0.5, run.statistics)
+  other = run.embedder.with_params(run.params, changed)
+  assert other.fingerprint != run.fingerprint
 
 
 @pytest.mark.slow

@@ -159,16 +159,16 @@ def batch_attention(
     return normalize_image(pixels, mean=embedder.mean, std=embedder.std)
 
   @jax.jit
-  def look(params: Any, images: Any) -> Any:
+  def look(variables: Any, images: Any) -> Any:
     _, out = embedder.model.apply(
-      {'params': params},
+      variables,
       jax.tree.map(prepare, images),
       context=contexts.batch(jnp.ones(len(indices), bool)),
       train=False,
     )
     return out.get('attention')
 
-  attention = look(embedder.params, images)
+  attention = look(embedder.variables, images)
   if attention is None:
     return None
   weights = np.asarray(attention, np.float64)
