@@ -11,6 +11,7 @@ infinite; 130 interrupted.
 
 Attributes:
   COMMANDS: name and purpose of every subcommand.
+  command_module: the module of a subcommand.
   main: the console script.
 """
 
@@ -18,6 +19,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 COMMANDS = {
   'demo': 'train, evaluate, index, search and report on drawn scenes',
@@ -26,6 +28,7 @@ COMMANDS = {
   'index': 'embed a collection of images into an index directory',
   'search': 'find the images of an index that look like a given one',
   'report': 'write one HTML page about a trained run',
+  'import-weights': 'make weights of a published checkpoint in safetensors',
   'compare': 'several experiments over several seeds, as one table',
   'doctor': 'devices, versions, disk and memory, with what is wrong',
 }
@@ -75,12 +78,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
   from msba_jax.cli.command import run_command
 
-  module = importlib.import_module(f'msba_jax.cli.{name}')
-  return run_command(name, module, rest)
+  return run_command(name, command_module(name), rest)
+
+
+def command_module(name: str) -> ModuleType:
+  """The module of a subcommand, imported."""
+  return importlib.import_module(f'msba_jax.cli.{name.replace("-", "_")}')
 
 
 def _overview() -> str:
   """The text of `msba --help`."""
   return _OVERVIEW.format(
-    commands='\n'.join(f'  {n:<10}{text}' for n, text in COMMANDS.items())
+    commands='\n'.join(f'  {n:<16}{text}' for n, text in COMMANDS.items())
   )

@@ -8,6 +8,7 @@ Attributes:
   Options: the flags of `msba index`.
   run: builds the index.
   open_collection: a folder, a zip or a split as a source.
+  image_interpolation: how images were resized for a run.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 if TYPE_CHECKING:
+  from msba_jax.data.images import Interpolation
   from msba_jax.data.source import Source
   from msba_jax.training.run import Run
 
@@ -105,7 +107,13 @@ def open_collection(collection: str, trained: 'Run') -> 'Source':
     [number[folder] for folder in folders],
     names,
     size=image_side(trained),
+    interpolation=image_interpolation(trained),
   )
+
+
+def image_interpolation(trained: 'Run') -> 'Interpolation':
+  """How images were resized for a run; bicubic where its data do not say."""
+  return getattr(trained.experiment.data, 'interpolation', 'bicubic')
 
 
 def image_side(trained: 'Run') -> int:

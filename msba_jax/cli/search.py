@@ -20,6 +20,8 @@ from tyro.conf import Positional, arg
 if TYPE_CHECKING:
   import numpy as np
 
+  from msba_jax.data.images import Interpolation
+
 EXAMPLES = """\
   msba search photo.jpg --index photos.index --run runs/scenes_msba/seed0
   msba search photo.jpg --index photos.index --run runs/scenes_msba/seed0 \\
@@ -48,6 +50,7 @@ class Options:
 
 def run(options: Options) -> int:
   """Searches; 0 when the results are printed."""
+  from msba_jax.cli.index import image_interpolation
   from msba_jax.data.errors import InputError
   from msba_jax.retrieval.index import open_index, search_index
   from msba_jax.training.run import load_run
@@ -56,7 +59,11 @@ def run(options: Options) -> int:
     raise InputError(f'-k {options.k} must be at least 1')
   trained = load_run(options.run)
   index = open_index(options.index, trained.fingerprint)
-  image = _read_image(options.image, side=index.image_shape[0])
+  image = _read_image(
+    options.image,
+    side=index.image_shape[0],
+    interpolation=image_interpolation(trained),
+  )
   found = search_index(
     index,
     trained.embedder,
@@ -77,7 +84,9 @@ def run(options: Options) -> int:
   return 0
 
 
-def _read_image(path: Path, *, side: int) -> 'np.ndarray':
+def _read_image(
+  path: Path, *, side: int, interpolation: 'Interpolation'
+) -> 'np.ndarray':
   """One image, decoded as the images of a collection are."""
   from msba_jax.data.errors import InputError
   from msba_jax.data.images import decode_image
@@ -88,7 +97,9 @@ def _read_image(path: Path, *, side: int) -> 'np.ndarray':
     raise InputError(
       f'the image {path} cannot be read ({error.strerror}): name another file'
     ) from error
-  return decode_image(data, name=str(path), size=side)
+  return decode_image(
+    data, name=str(path), size=side, interpolation=interpolation
+  )
 
 
 def _draw(options: Options, index, image, rows, scores) -> None:

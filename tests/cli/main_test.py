@@ -1,7 +1,6 @@
 """Tests of `msba_jax.cli`: help, errors and exit codes."""
 
 import dataclasses
-import importlib
 import subprocess
 import sys
 import time
@@ -46,7 +45,7 @@ def test_the_overview_names_every_command(capsys, arguments):
   assert cli.main(arguments) == 0
   text = capsys.readouterr().out
   for name, purpose in cli.COMMANDS.items():
-    assert f'{name:<10}{purpose}' in text
+    assert f'{name:<16}{purpose}' in text
 
 
 def test_the_overview_needs_no_jax_and_no_time():
@@ -76,7 +75,7 @@ def test_an_unknown_command_is_named_with_a_close_one(capsys):
 def test_help_of_a_command_has_flags_and_examples(capsys, name):
   assert cli.main([name, '--help']) == 0
   text = capsys.readouterr().out
-  module = importlib.import_module(f'msba_jax.cli.{name}')
+  module = cli.command_module(name)
   assert f'usage: msba {name}' in text
   assert 'Attributes:' not in text
   for line in module.EXAMPLES.splitlines():
@@ -95,7 +94,7 @@ def test_help_of_a_command_has_flags_and_examples(capsys, name):
 
 @pytest.mark.parametrize('name', cli.COMMANDS)
 def test_examples_parse(name):
-  module = importlib.import_module(f'msba_jax.cli.{name}')
+  module = cli.command_module(name)
   text = module.EXAMPLES.replace('\\\n', ' ')
   from msba_jax.cli.command import parse
 
@@ -110,7 +109,7 @@ def test_examples_parse(name):
 
 @pytest.mark.parametrize('name', cli.COMMANDS)
 def test_a_flag_that_does_not_exist_is_refused(capsys, name):
-  module = importlib.import_module(f'msba_jax.cli.{name}')
+  module = cli.command_module(name)
   if getattr(module, 'TAKES_OVERRIDES', False):
     pytest.skip('what it does not know are overrides')
   first = module.EXAMPLES.replace('\\\n', ' ').splitlines()[0].split()[2:]

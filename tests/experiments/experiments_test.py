@@ -1,5 +1,6 @@
 """Tests of the files in `experiments/`."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -11,7 +12,14 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from msba_jax.data.errors import InputError
+from msba_jax.data.folder import FolderData
 from msba_jax.training.experiment import load_experiment
+from msba_jax.training.loop import train
+from msba_jax.training.pretrained import (
+  Preprocessing,
+  Pretrained,
+  save_pretrained,
+)
 from tests.data.birds import birds_info
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,8 +55,9 @@ def test_there_are_the_files_that_the_documents_name():
 def test_an_experiment_is_called_as_its_file(path):
   experiment = load_experiment(path)
   assert experiment.name == path.stem
-  # One slot of the memory and one row of the head for each training class.
-  assert experiment.memory_size == experiment.model.num_classes
+  # One row of the head for each training class, and one slot of the memory if
+  # there is one.
+  assert experiment.memory_size in (0, experiment.model.num_classes)
 
 
 @pytest.mark.parametrize('system', SYSTEMS)
@@ -129,3 +138,76 @@ def test_birds_that_are_not_prepared_are_an_error_that_says_how(tmp_path):
   experiment = load('cub_msba', '--data.data-dir', str(tmp_path))
   with pytest.raises(InputError, match='caltech_birds2011'):
     experiment.data.open()
+
+
+PRETRAINED = ('cub_dinov2', 'cars_siglip', 'sop_vit')
+
+
+@pytest.mark.parametrize('name', PRETRAINED)
+def test_a_pretrained_experiment_trains_on_what_was_imported(
+  name, tmp_path, rng
+):
+  """Two steps with a small backbone of the same kind and random weights."""
+  given = load(name)
+  vit = given.model.backbone
+  spec = dataclasses.replace(
+    vit.spec, features=8, depth=2, num_heads=2, patch=4, image=16
+  )
+  pixels = jnp.zeros((1, 16, 16, 3))
+  small = vit.clone(spec=spec, levels=(1,))
+  shapes = jax.eval_shape(small.init, jax.random.key(0), pixels)
+  params = jax.tree.map(
+    lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes
+  )
+  weights = tmp_path / 'weights'
+  preprocessing = Preprocessing(
+    16, given.mean, given.std, given.data.interpolation
+  )
+  family = name.split('_')[1]
+  save_pretrained(
+    weights,
+    Pretrained(family, spec, None, preprocessing, {'backbone': params}),
+    source='random',
+  )
+  write_photos(tmp_path / 'photos', rng)
+  experiment = dataclasses.replace(
+    given,
+    model=given.model.clone(
+      backbone=vit.clone(spec=spec, levels=(1, 2)),
+      num_classes=4,
+      caf=given.model.caf.clone(features=8),
+      msw=given.model.msw.clone(features=8, num_heads=2),
+      bcp=given.model.bcp.clone(num_heads=2),
+    ),
+    data=FolderData(
+      path=str(tmp_path / 'photos'),
+      size=16,
+      validation_classes=2,
+      class_split='random',
+      interpolation=given.data.interpolation,
+    ),
+    classes_per_batch=2,
+    images_per_class=2,
+    optimizer=dataclasses.replace(given.optimizer, warmup_steps=1),
+    pretrained=str(weights),
+    memory_size=min(given.memory_size, 4),
+    steps=2,
+    evaluate_every=2,
+  )
+  run = train(experiment, tmp_path / 'run', progress=False)
+  trained = run.params['backbone']
+  # Adam moves a parameter by no more than the rate in a step.
+  start, end = (
+    x['block_0']['attention']['qkv']['kernel']
+    for x in (params['params'], trained)
+  )
+  change = np.abs(start - np.asarray(end)).max()
+  assert 0 < change < 2 * given.optimizer.learning_rate
+
+
+def write_photos(folder, rng):
+  for label in range(10):
+    (folder / f'{label}').mkdir(parents=True)
+    for i in range(4):
+      pixels = rng.integers(0, 256, (20, 16, 3), np.uint8)
+      Image.fromarray(pixels).save(folder / f'{label}' / f'{i}.png')
