@@ -5,6 +5,7 @@ Attributes:
   ContextKeys: the context as the stage sees it.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -13,7 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from msba_jax.layers.in_batch import bidirectional_messages
-from msba_jax.models.blocks import FeedForward, small_init, split_heads
+from msba_jax.models.blocks import (
+  FeedForward,
+  KeyProjection,
+  small_init,
+  split_heads,
+)
 from msba_jax.models.context import AnyContext, BatchContext, Context, Solo
 
 __all__ = ['BidirectionalContext', 'ContextKeys', 'context_keys']
@@ -89,10 +95,12 @@ class BidirectionalContext(nn.Module):
   Attributes:
     num_heads: number of heads.
     ratio: width of the feed-forward over that of a region.
+    keys: makes the module of the keys; None is a plain projection.
   """
 
   num_heads: int = 4
   ratio: int = 4
+  keys: KeyProjection | None = None
 
   @nn.compact
   def __call__(
@@ -108,7 +116,7 @@ class BidirectionalContext(nn.Module):
     if keys_of.foreign is not None:
       foreign = _by_image(keys_of.foreign.astype(regions.dtype))
     norm = nn.LayerNorm(name='norm')
-    project = nn.Dense(2 * features, name='queries_keys')
+    project = self._queries_keys(features)
     read = nn.Dense(2 * features, name='values')
     q, k = self._heads(project(norm(asking)))
     v, v_back = self._heads(read(norm(asking)))
@@ -156,6 +164,14 @@ class BidirectionalContext(nn.Module):
     updated = updated + jnp.where(has_context, inner, 0)
     weights = messages.weights.reshape(levels, r, *messages.weights.shape[1:])
     return _by_level(updated, levels), {'attention': weights}
+
+  def _queries_keys(self, features: int) -> Callable[[Array], Array]:
+    """Queries and keys side by side; both are called more than once."""
+    if self.keys is None:
+      return nn.Dense(2 * features, name='queries_keys')
+    ask = nn.Dense(features, name='queries')
+    answer = self.keys(features, grid=None, prefix=0, name='keys')
+    return lambda x: jnp.concatenate([ask(x), answer(x)], axis=-1)
 
   def _heads(self, projected: Array) -> list[Array]:
     return [

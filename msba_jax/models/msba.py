@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from msba_jax.models.bcp import BidirectionalContext, has_context
-from msba_jax.models.blocks import Images
+from msba_jax.models.blocks import Images, KeyProjection
 from msba_jax.models.caf import ContentAdaptiveFusion
 from msba_jax.models.cfi import CrossLevelIntegration
 from msba_jax.models.context import AnyContext, Solo, batch, solo
@@ -149,6 +149,7 @@ def msba(
   embedding: int = 128,
   num_heads: int = 4,
   num_classes: int = 0,
+  keys: KeyProjection | None = None,
 ) -> MSBA:
   """The base system.
 
@@ -158,6 +159,7 @@ def msba(
     embedding: width of an embedding.
     num_heads: heads of MSW and BCP.
     num_classes: rows of the shared head; 0 is no head.
+    keys: makes the modules of the keys of MSW and BCP; None is plain ones.
 
   Returns:
     The model.
@@ -170,8 +172,8 @@ def msba(
   """
   return MSBA(
     backbone=backbone,
-    msw=MultiScaleWindows(features, num_heads),
-    bcp=BidirectionalContext(num_heads),
+    msw=MultiScaleWindows(features, num_heads, keys=keys),
+    bcp=BidirectionalContext(num_heads, keys=keys),
     cfi=CrossLevelIntegration(),
     caf=ContentAdaptiveFusion(embedding),
     graph=ContentGraph(),

@@ -13,7 +13,12 @@ from jaxtyping import Array, Float
 from msba_jax.layers.attention import attend
 from msba_jax.layers.pooling import generalized_mean_windows, region_partition
 from msba_jax.layers.windows import Windows, window_partition
-from msba_jax.models.blocks import positive_parameter, split_heads
+from msba_jax.models.blocks import (
+  KeyProjection,
+  positive_parameter,
+  queries_keys_values,
+  split_heads,
+)
 
 __all__ = ['MultiScaleWindows']
 
@@ -32,12 +37,14 @@ class MultiScaleWindows(nn.Module):
     num_heads: heads of the attention inside windows.
     parts: partitions of the grid.
     attend: the attention function.
+    keys: makes the module of the keys; None is a plain projection.
   """
 
   features: int = 64
   num_heads: int = 4
   parts: Sequence[int] = (1, 2, 3)
   attend: Callable[..., Array] = attend
+  keys: KeyProjection | None = None
 
   @nn.compact
   def __call__(
@@ -50,6 +57,7 @@ class MultiScaleWindows(nn.Module):
         self.num_heads,
         tuple(self.parts),
         self.attend,
+        self.keys,
         name=f'level_{i}',
       )(grid)
       for i, grid in enumerate(levels)
@@ -67,12 +75,14 @@ class WindowedLevel(nn.Module):
     num_heads: heads of the attention.
     parts: partitions of the grid.
     attend: the attention function.
+    keys: makes the module of the keys; None is a plain projection.
   """
 
   features: int
   num_heads: int
   parts: tuple[int, ...]
   attend: Callable[..., Array] = attend
+  keys: KeyProjection | None = None
 
   @nn.compact
   def __call__(self, grid: Array) -> Array:
@@ -80,9 +90,13 @@ class WindowedLevel(nn.Module):
     n, height, width, channels = grid.shape
     grid = grid.reshape(n, height * width, channels)
     project = nn.Dense(self.features, name='project')
-    projected = nn.Dense(3 * self.features, name='qkv')(
-      nn.LayerNorm(name='norm')(project(grid))
+    projected = queries_keys_values(
+      nn.LayerNorm(name='norm')(project(grid)),
+      self.features,
+      self.keys,
+      grid=(height, width),
     )
+    projected = jnp.concatenate(projected, axis=-1)
     partition = region_partition(height, width, parts=self.parts)
     messages = jnp.concatenate(
       [self._inside(projected, windows) for windows in partition], axis=1
