@@ -14,6 +14,7 @@ table of axis letters:
 | `e` | embedding | `c` | classes |
 | `b` | any leading axes | `q` | queries of a search |
 | `i`, `j` | blocks of queries, of keys | `g` | heads and leading axes as one |
+| `p` | points that are read | | |
 """
 
 from msba_jax.layers.attention import (
@@ -22,6 +23,7 @@ from msba_jax.layers.attention import (
   attention_weights,
   log_normalizer,
 )
+from msba_jax.layers.deformable import deformable_attention
 from msba_jax.layers.distributed import gathered, ring
 from msba_jax.layers.in_batch import (
   Messages,
@@ -29,7 +31,14 @@ from msba_jax.layers.in_batch import (
   attend_joint_tokens,
   bidirectional_messages,
 )
+from msba_jax.layers.manifold import (
+  ChartKeys,
+  ManifoldParams,
+  manifold_keys,
+  membership_penalty,
+)
 from msba_jax.layers.masks import (
+  causal_mask,
   neighbour_mask,
   padding_mask,
   same_image_mask,
@@ -42,6 +51,7 @@ from msba_jax.layers.pooling import (
   generalized_mean_windows,
   region_partition,
 )
+from msba_jax.layers.positions import resize_positions
 from msba_jax.layers.sparse import (
   attend_blocks,
   attend_image_blocks,
@@ -58,6 +68,8 @@ from msba_jax.layers.windows import (
 )
 
 __all__ = [
+  'ChartKeys',
+  'ManifoldParams',
   'Messages',
   'Neighbours',
   'Windows',
@@ -71,16 +83,21 @@ __all__ = [
   'bidirectional_messages',
   'block_mask',
   'block_topk',
+  'causal_mask',
+  'deformable_attention',
   'exact_topk',
   'gathered',
   'generalized_mean_pool',
   'generalized_mean_windows',
   'kept_share',
   'log_normalizer',
+  'manifold_keys',
+  'membership_penalty',
   'neighbour_mask',
   'padding_mask',
   'partition_windows',
   'region_partition',
+  'resize_positions',
   'ring',
   'safe_normalize',
   'same_image_mask',

@@ -8,7 +8,7 @@ arXiv 2305.10267.
 
 Attributes:
   ManifoldParams: scales, chart maps and what the aggregation needs.
-  ManifoldKeys: keys, and how much every chart had a part in them.
+  ChartKeys: keys, and how much every chart had a part in them.
   manifold_keys: keys of tokens in one of four variants.
   membership_penalty: pushes memberships away from the uniform ones.
 """
@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 __all__ = [
-  'ManifoldKeys',
+  'ChartKeys',
   'ManifoldParams',
   'Variant',
   'manifold_keys',
@@ -59,7 +59,7 @@ class ManifoldParams(NamedTuple):
   kernel: Array | None = None
 
 
-class ManifoldKeys(NamedTuple):
+class ChartKeys(NamedTuple):
   """What `manifold_keys` returns.
 
   Attributes:
@@ -81,7 +81,7 @@ def manifold_keys(
   prefix: int = 0,
   broadcast_context: bool = False,
   precision: jax.lax.PrecisionLike = None,
-) -> ManifoldKeys:
+) -> ChartKeys:
   r"""Keys from the charts U_q = φ((Γ_q ∘ x) A_q + a_q).
 
   The variants differ in the key they make of the charts:
@@ -139,7 +139,7 @@ def manifold_keys(
     keys = _side_by_side(inputs, params.charts, matmul)
     keys = apply(_plus(keys, params.biases.ravel()))
     keys = keys if params.output is None else matmul(keys, params.output)
-    return ManifoldKeys(keys, None)
+    return ChartKeys(keys, None)
   shares = None
   if params.membership is not None:
     weights = params.membership
@@ -152,7 +152,7 @@ def manifold_keys(
     keys = _linear_sum(inputs, params, params.factors, shares, matmul)
   else:
     keys = _sum_of_charts(inputs, params, shares, apply, matmul)
-  return ManifoldKeys(keys.astype(inputs.dtype), shares)
+  return ChartKeys(keys.astype(inputs.dtype), shares)
 
 
 def membership_penalty(

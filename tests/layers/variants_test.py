@@ -39,6 +39,33 @@ def image_blocks(queries, keys, values):
   )
 
 
+def on_pixels(values, weights):
+  """Where points stand on centres of patches, no pixel is interpolated."""
+  return jnp.einsum('nyxhf,nthlp->nthf', values[:, :1, 1:2], weights)
+
+
+def second_pixel(values, weights):
+  points = jnp.broadcast_to(jnp.array([0.5, 0.25]), (*weights.shape, 2))
+  return layers.deformable_attention([values], points, weights)
+
+
+ONE_CHART = layers.ManifoldParams(
+  scales=draw(1, 4), charts=draw(1, 4, 5), biases=draw(1, 5)
+)
+
+
+def charted(inputs, *, variant):
+  found = layers.manifold_keys(
+    inputs, ONE_CHART, variant=variant, activation=None
+  )
+  return found.keys
+
+
+def projected(inputs):
+  kernel = ONE_CHART.scales[0][:, None] * ONE_CHART.charts[0]
+  return inputs @ kernel + ONE_CHART.biases[0][None, None]
+
+
 def paired_sums(embeddings):
   return jnp.sum(losses.nt_xent(embeddings, LABELS), axis=1)
 
@@ -74,6 +101,18 @@ PRIMITIVES = (
     functools.partial(layers.attend_image_blocks, image_indices=CHOICE),
     IMAGES,
     image_blocks,
+  ),
+  (
+    'deformable_attention',
+    second_pixel,
+    (draw(2, 2, 3, 2, 4), draw(2, 5, 2, 1, 3)),
+    on_pixels,
+  ),
+  (
+    'manifold_keys',
+    functools.partial(charted, variant='simple'),
+    (draw(2, 3, 4),),
+    projected,
   ),
   (
     'ring_supervised_contrastive',
