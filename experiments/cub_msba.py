@@ -7,7 +7,7 @@ TensorFlow is installed, once:
 
 Published with pretrained backbones: recall@1 70.3 (Intra-batch, ResNet-50,
 arXiv 2102.07753), 76.6 (IRT, DeiT-S, arXiv 2102.05644). This file trains from
-scratch, which reaches far less; it is the template for a pretrained backbone.
+scratch, which reaches far less; `cub_dinov2.py` begins with a pretrained one.
 
   msba train experiments/cub_msba.py --data.data-dir tensorflow_datasets
 """
