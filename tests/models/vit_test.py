@@ -1,6 +1,7 @@
 """Tests of the vision transformer and the towers of CLIP and SigLIP."""
 
 import dataclasses
+import functools
 
 import chex
 import flax.linen as nn
@@ -38,15 +39,15 @@ def test_the_pyramid_holds_the_blocks_that_are_asked_for(rng, images):
   apply = jax.jit(module.apply)
   levels = apply(params, images)
   assert [x.shape for x in levels] == [(2, 4, 3, 8)] * 3
-  encoded = module.apply(params, images, method='encode')
+  encode = functools.partial(module.apply, method='encode')
+  encoded = jax.jit(encode)(params, images)
   assert [x.shape for x in encoded.hidden] == [(2, 15, 8)] * 4
   assert encoded.grid == (4, 3)
   np.testing.assert_allclose(
     levels[-1].reshape(2, 12, 8), encoded.normalized[:, 3:], atol=1e-5
   )
-  chex.assert_trees_all_close(
-    ViT(SPEC, levels=(2, -1)).apply(params, images), levels[1:], atol=1e-5
-  )
+  other = jax.jit(ViT(SPEC, levels=(2, -1)).apply)(params, images)
+  chex.assert_trees_all_close(other, levels[1:], atol=1e-5)
   # Images do not meet in a backbone.
   changed = apply(params, images.at[1].set(0.0))
   np.testing.assert_array_equal(changed[-1][0], levels[-1][0])
@@ -75,28 +76,38 @@ def test_the_clip_text_tower_has_its_published_size():
   assert count == 25_296_896 + 39_424 + 12 * 3_152_384 + 1024 + 262_144
 
 
-@pytest.mark.parametrize('remat', [False, True])
-def test_a_scanned_stack_gives_the_same_gradients(rng, images, remat):
-  plain = ViT(SPEC, levels=(2, 3))
-  params = refilled(plain, images, rng)['params']
+@pytest.fixture(scope='module')
+def gradients():
+  """A module, its parameters, and value and gradient of a loss."""
+  rng = np.random.default_rng(0)
+  images = jnp.asarray(rng.normal(size=(2, 8, 12, 3)), jnp.float32)
+  module = ViT(dataclasses.replace(SPEC, depth=2), levels=(1, 2))
+  params = refilled(module, images, rng)['params']
+  return module, images, params, value_and_grad(module, images)(params)
 
-  def loss(module):
-    return lambda x: sum(
-      jnp.sum(level**2) for level in module.apply({'params': x}, images)
-    )
 
-  value, gradient = jax.jit(jax.value_and_grad(loss(plain)))(params)
+def value_and_grad(module, images):
+  def loss(params):
+    levels = module.apply({'params': params}, images)
+    return sum(jnp.sum(level**2) for level in levels)
+
+  return jax.jit(jax.value_and_grad(loss))
+
+
+@pytest.mark.parametrize(
+  ('remat', 'scan'), [(True, False), (False, True), (True, True)]
+)
+def test_remat_and_scan_give_the_same_gradients(gradients, remat, scan):
+  plain, images, params, (value, gradient) = gradients
   assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(gradient))
-  for scan in (False, True):
-    module = dataclasses.replace(plain, remat=remat, scan=scan)
-    given = stack_blocks(params) if scan else params
-    chex.assert_trees_all_equal_shapes(
-      given, module.init(jax.random.key(0), images)['params']
-    )
-    same, own = jax.jit(jax.value_and_grad(loss(module)))(given)
-    np.testing.assert_allclose(same, value, rtol=1e-5)
-    own = unstack_blocks(own) if scan else own
-    chex.assert_trees_all_close(own, gradient, rtol=1e-4, atol=1e-4)
+  module = dataclasses.replace(plain, remat=remat, scan=scan)
+  given = stack_blocks(params) if scan else params
+  shapes = jax.eval_shape(module.init, jax.random.key(0), images)['params']
+  chex.assert_trees_all_equal_shapes(given, shapes)
+  same, own = value_and_grad(module, images)(given)
+  np.testing.assert_allclose(same, value, rtol=1e-5)
+  own = unstack_blocks(own) if scan else own
+  chex.assert_trees_all_close(own, gradient, rtol=1e-4, atol=1e-4)
 
 
 def test_half_precision_computes_with_float32_parameters(rng, images):
@@ -132,9 +143,8 @@ def test_the_projection_of_keys_can_be_exchanged(images, scan):
   plain, other = (ViT(SPEC, keys=keys, scan=scan) for keys in (None, Keys))
   sizes = []
   for module in (plain, other):
-    variables = module.init(jax.random.key(0), images)
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
     sizes.append(sum(x.size for x in jax.tree.leaves(variables)))
-    module.apply(variables, images)
   # The same numbers of weights in other places.
   assert sizes[0] == sizes[1]
   block = variables['params']['blocks' if scan else 'block_0']
@@ -161,7 +171,9 @@ def test_an_image_tower_reads_all_of_its_image(rng, images, head):
   params = refilled(module, images, rng)
   embeddings = jax.jit(module.apply)(params, images)
   assert embeddings.shape == (2, 5 if head == 'class_token' else 8)
-  reads = jax.grad(lambda x: jnp.sum(module.apply(params, x)[0] ** 2))(images)
+  reads = jax.jit(jax.grad(lambda x: jnp.sum(module.apply(params, x)[0] ** 2)))(
+    images
+  )
   assert np.all(np.abs(reads[0]).max(axis=-1) > 0)
   assert np.all(reads[1] == 0)
 
@@ -170,12 +182,13 @@ def test_nothing_behind_the_end_of_a_text_matters(rng):
   ids = jnp.asarray([[1, 2, 19, 4, 5, 6], [3, 19, 2, 1, 19, 7]])
   module = TextTower(TEXT)
   params = refilled(module, ids, rng)
-  embeddings = module.apply(params, ids)
+  apply = jax.jit(module.apply)
+  embeddings = apply(params, ids)
   other = jnp.asarray([[1, 2, 19, 9, 9, 9], [3, 19, 9, 9, 9, 9]])
-  np.testing.assert_array_equal(module.apply(params, other), embeddings)
-  before = module.apply(params, ids.at[:, 0].set(8))
+  np.testing.assert_array_equal(apply(params, other), embeddings)
+  before = apply(params, ids.at[:, 0].set(8))
   assert np.all(np.abs(before - embeddings).max(axis=1) > 1e-3)
-  short = module.apply(params, ids[:, :3])
+  short = apply(params, ids[:, :3])
   np.testing.assert_allclose(short[0], embeddings[0], atol=1e-5)
 
 
@@ -183,9 +196,10 @@ def test_a_text_without_causal_mask_is_read_whole(rng):
   ids = jnp.asarray([[1, 2, 3, 4, 5, 6]])
   module = TextTower(dataclasses.replace(TEXT, causal=False, pooled='last'))
   params = refilled(module, ids, rng)
-  embeddings = module.apply(params, ids)
+  apply = jax.jit(module.apply)
+  embeddings = apply(params, ids)
   for place in range(6):
-    changed = module.apply(params, ids.at[0, place].set(9))
+    changed = apply(params, ids.at[0, place].set(9))
     assert np.abs(changed - embeddings).max() > 1e-3
   stacked = {'params': stack_blocks(params['params'])}
   scanned = dataclasses.replace(module, scan=True)
