@@ -19,8 +19,8 @@ import numpy as np
 
 from msba_jax.data.prefetch import load_batch
 from msba_jax.retrieval.devices import copy_to_all, data_mesh
-from msba_jax.training.experiment import load_experiment
 from msba_jax.training.fit import plan_indices
+from msba_jax.training.load import load_experiment
 from msba_jax.training.loop import train
 from msba_jax.training.mesh import global_batch, host_copy
 from msba_jax.training.optimizer import make_optimizer

@@ -38,8 +38,9 @@ class Options:
   """Experiment files; the others are compared with the first."""
   seeds: tuple[int, ...] = (0, 1, 2)
   """Of the trainings; every experiment is trained with each."""
-  split: Literal['validation', 'test'] = 'validation'
-  """On which classes to score: choose on validation, look at test once."""
+  split: Literal['validation', 'test', 'seen'] = 'validation'
+  """On which images to score: choose on validation, look at test once. seen
+  are held-out images of the training classes, for classification."""
   metrics: tuple[str, ...] = ('recall@1', 'map@r', 'ap')
   """What the table shows."""
   results: Path = Path('results')
@@ -74,7 +75,7 @@ def run(options: Options, overrides: Sequence[str]) -> int:
   text = '\n'.join(
     markdown_table(rows, metric=metric) for metric in options.metrics
   )
-  print(f'\n{options.split} classes\n\n{text}', end='')
+  print(f'\n{options.split}\n\n{text}', end='')
   if options.markdown is not None:
     from msba_jax.data.atomic import write_atomically
 

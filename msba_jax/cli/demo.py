@@ -42,7 +42,7 @@ class Options:
 
 def run(options: Options) -> int:
   """Runs what does not stand yet; 0 when the report stands."""
-  from msba_jax.training.experiment import load_experiment
+  from msba_jax.training.load import load_experiment
   from msba_jax.training.loop import train
 
   directory = options.directory

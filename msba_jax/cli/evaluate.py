@@ -1,8 +1,10 @@
-"""Scores a trained run on classes that it never saw.
+"""Scores a trained run on images that it never saw.
 
 Prints the mean of each metric in each mode, in per cent, and writes
 `evaluation.json` into the run directory. Make choices on `validation`; look at
-`test` once.
+`test` once. Both have classes of their own; `seen` are other images of the
+training classes (`--data.held-out-images`), where the mode `classifier` gives
+the accuracy of the classification as recall@1.
 
 Attributes:
   Options: the flags of `msba evaluate`.
@@ -31,8 +33,8 @@ class Options:
 
   run: Annotated[Path, Positional, arg(metavar='RUN')]
   """Directory of the trained run, as `msba train` made it."""
-  split: Literal['validation', 'test'] = 'validation'
-  """Which classes."""
+  split: Literal['validation', 'test', 'seen'] = 'validation'
+  """Which images; seen are held-out ones of the training classes."""
   modes: tuple[Literal['solo', 'neighbours', 'memory', 'refinement'], ...] = ()
   """How images are asked; all that apply to the model by default."""
 

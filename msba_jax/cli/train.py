@@ -44,7 +44,7 @@ class Options:
 def run(options: Options, overrides: Sequence[str]) -> int:
   """Trains; 0 when the last step is done."""
   from msba_jax.training.distributed import initialize
-  from msba_jax.training.experiment import load_experiment
+  from msba_jax.training.load import load_experiment
 
   if options.fields:
     load_experiment(options.experiment, ['--help'])

@@ -2,7 +2,8 @@
 
 A source is anything with a length and `[i]`, whose labels are known without
 decoding an image. Retrieval is evaluated on classes that training never saw,
-so splits here are by class, never by image.
+so splits here are by class; images are held out of training classes only where
+classification is measured as well.
 
 Attributes:
   Record: one decoded image with its label.
@@ -11,9 +12,10 @@ Attributes:
   Evaluation: queries and the gallery they are answered from.
   Splits: training, validation and test.
   SubsetSource: some images of a source, its classes numbered anew.
-  order_classes: class names in a random order that depends on names and seed.
+  random_order: names in a random order that depends on them and the seed.
   keep_classes: the images of the named classes.
   hold_out_classes: a class-disjoint split.
+  hold_out_images: some images of every class.
 """
 
 from __future__ import annotations
@@ -86,17 +88,20 @@ class Evaluation(NamedTuple):
 
 
 class Splits(NamedTuple):
-  """The three parts of an experiment; no two share a class.
+  """The parts of an experiment; only `train` and `seen` share classes.
 
   Attributes:
     train: the images to learn from.
     validation: the classes on which choices are made.
     test: the classes that are looked at once.
+    seen: images of the training classes, with the same labels, that were held
+      out of the training: for classification. None where none were.
   """
 
   train: Source
   validation: Evaluation
   test: Evaluation
+  seen: Evaluation | None = None
 
 
 class SubsetSource:
@@ -161,21 +166,21 @@ class SubsetSource:
     return digest.hexdigest()
 
 
-def order_classes(names: Sequence[str], *, seed: int) -> np.ndarray:
-  """Puts classes in a random order that is a function of names and seed.
+def random_order(names: Sequence[str], *, seed: int) -> np.ndarray:
+  """Puts names in a random order that is a function of them and the seed.
 
   The order is that of SHA-256(seed, name): it is the same for every version
-  of NumPy, and a class that is added or left out moves no other.
+  of NumPy, and a name that is added or left out moves no other.
 
   Args:
-    names: the names of the classes.
+    names: of classes, or the ids of images.
     seed: another seed gives another order.
 
   Returns:
     A permutation of range(len(names)), (c,) int64.
 
   Example:
-    >>> order_classes(['ant', 'bee', 'cat'], seed=0).tolist()
+    >>> random_order(['ant', 'bee', 'cat'], seed=0).tolist()
     [2, 0, 1]
   """
   digests = [
@@ -210,7 +215,7 @@ def hold_out_classes(
   Args:
     source: what to split.
     count: how many classes to hold out.
-    seed: chooses which, see `order_classes`.
+    seed: chooses which, see `random_order`.
 
   Returns:
     (the rest, the classes held out).
@@ -224,7 +229,42 @@ def hold_out_classes(
       f'{count} classes cannot be held out of {number}: choose 1 to '
       f'{number - 1}'
     )
-  order = order_classes(source.class_names, seed=seed)
+  order = random_order(source.class_names, seed=seed)
   return keep_classes(source, order[count:]), keep_classes(
     source, order[:count]
+  )
+
+
+def hold_out_images(
+  source: Source, count: int, *, seed: int
+) -> tuple[SubsetSource, SubsetSource]:
+  """Takes some images of every class out of a source.
+
+  Which ones is a function of their ids and the seed, as in `random_order`.
+
+  Args:
+    source: what to split.
+    count: how many images of each class to hold out.
+    seed: another seed chooses others.
+
+  Returns:
+    (the rest, the images held out), both with all classes of the source.
+
+  Raises:
+    InputError: a class would be left with fewer than two images.
+  """
+  held = np.zeros(len(source), bool)
+  classes = range(len(source.class_names))
+  for label in classes:
+    members = np.flatnonzero(source.labels == label)
+    if not 0 < count <= len(members) - 2:
+      raise InputError(
+        f'{count} images cannot be held out of the {len(members)} of class '
+        f'{source.class_names[label]!r}: two must be left, choose fewer'
+      )
+    ids = [source.ids[i] for i in members.tolist()]
+    held[members[random_order(ids, seed=seed)[:count]]] = True
+  return (
+    SubsetSource(source, np.flatnonzero(~held), classes=classes),
+    SubsetSource(source, np.flatnonzero(held), classes=classes),
   )

@@ -29,8 +29,9 @@ from msba_jax.data.source import (
   Splits,
   SubsetSource,
   hold_out_classes,
+  hold_out_images,
   keep_classes,
-  order_classes,
+  random_order,
 )
 
 ClassSplit = Literal['auto', 'own', 'random', 'first']
@@ -125,6 +126,10 @@ class SplitData:
   validation_classes: int = 15
   """Training classes held out for validation where there is no such split."""
 
+  held_out_images: int = 0
+  """Images of every training class held out of the training, for the split
+  seen: classification. 0 trains on all."""
+
   class_split: ClassSplit = 'auto'
   """own: the data set's splits, an error if training and test share classes.
   random: the classes of all images, divided by the seed. first: the first
@@ -134,7 +139,7 @@ class SplitData:
   """Share of the classes that random and first test on."""
 
   seed: int = 0
-  """Chooses the classes that are held out."""
+  """Chooses the classes and images that are held out."""
 
   cache: bool = False
   """Decode every image once and keep all of them in memory."""
@@ -158,6 +163,7 @@ class SplitData:
       class_split=self.class_split,
       test_fraction=self.test_fraction,
       validation_classes=self.validation_classes,
+      held_out_images=self.held_out_images,
       seed=self.seed,
     )
 
@@ -170,9 +176,10 @@ def make_splits(
   class_split: ClassSplit = 'auto',
   test_fraction: float = 0.5,
   validation_classes: int = 15,
+  held_out_images: int = 0,
   seed: int = 0,
 ) -> Splits:
-  """Divides a collection so that the three parts share no class.
+  """Divides a collection so that training, validation and test share no class.
 
   The data set's own validation split is used where its classes are its own;
   where it shares them with the training split the two are joined. Without one,
@@ -186,7 +193,9 @@ def make_splits(
     class_split: see `ClassSplit`.
     test_fraction: share of the classes that `random` and `first` test on.
     validation_classes: how many training classes become validation.
-    seed: chooses classes, see `order_classes`.
+    held_out_images: how many images of every class that trains are held out
+      as `seen`.
+    seed: chooses classes and images, see `random_order`.
 
   Returns:
     The splits. Queries and gallery share their class numbers.
@@ -221,7 +230,10 @@ def make_splits(
       )
     train, held = hold_out_classes(train, validation_classes, seed=seed)
     validation = Evaluation(held, None)
-  return Splits(train, validation, test)
+  if not held_out_images:
+    return Splits(train, validation, test)
+  train, held = hold_out_images(train, held_out_images, seed=seed)
+  return Splits(train, validation, test, Evaluation(held, None))
 
 
 def _classes(source: Source, *parts: np.ndarray) -> set[int]:
@@ -304,7 +316,7 @@ def _divide(
     )
   if class_split == 'random':
     names = [source.class_names[c] for c in present.tolist()]
-    present = present[order_classes(names, seed=seed)[::-1]]
+    present = present[random_order(names, seed=seed)[::-1]]
   return (
     keep_classes(source, present[: number - count]),
     keep_classes(source, present[number - count :]),

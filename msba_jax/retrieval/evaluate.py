@@ -6,6 +6,8 @@
     refinement  solo vectors moved towards their neighbours: the control that
                 needs no training
 
+A further one, `classifier`, is that of `score_classification`.
+
 Images are embedded in a shuffled order, so that no batch is sorted by class;
 scores come back in the order of the source.
 
@@ -14,6 +16,7 @@ Attributes:
   ModeVectors: embeddings of queries and gallery in one mode.
   evaluate_modes: scores of each query, by mode and metric.
   embed_modes, score_vectors: its two halves.
+  score_classification: scores of images against the proxies of their classes.
   average: means of scores.
   batch_sensitivity: how much the context `batch` depends on the batch, of
     `sensitivity`.
@@ -23,12 +26,14 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float32
+from jaxtyping import ArrayLike, Float, Float32, Int
 
 from msba_jax.data.errors import InputError
 from msba_jax.data.source import Evaluation, Source, SubsetSource
+from msba_jax.layers.normalize import safe_normalize
 from msba_jax.metrics import RetrievalScores, evaluate_retrieval
 from msba_jax.models.context import solo
 from msba_jax.retrieval.embed import Embedded, Embedder, embed
@@ -42,10 +47,13 @@ __all__ = [
   'batch_sensitivity',
   'embed_modes',
   'evaluate_modes',
+  'score_classification',
   'score_vectors',
 ]
 
-Mode: TypeAlias = Literal['solo', 'neighbours', 'memory', 'refinement']
+Mode: TypeAlias = Literal[
+  'solo', 'neighbours', 'memory', 'refinement', 'classifier'
+]
 
 
 class ModeVectors(NamedTuple):
@@ -138,8 +146,11 @@ def embed_modes(
     By mode, vectors in the order of the source.
 
   Raises:
-    ValueError: the mode `memory` is asked for without a memory.
+    ValueError: the mode `memory` is asked for without a memory, or
+      `classifier`, which is no way to embed images.
   """
+  if 'classifier' in modes:
+    raise ValueError("'classifier' is no way to embed images")
   if 'memory' in modes and memory is None:
     raise ValueError("the mode 'memory' needs a memory")
   embed_all = functools.partial(
@@ -200,6 +211,32 @@ def score_vectors(
     vectors.gallery,
     None if gallery is None else np.asarray(gallery.labels),
   )
+  return _finite(scores)
+
+
+def score_classification(
+  vectors: Float32[np.ndarray, 'q e'],
+  labels: Int[np.ndarray, ' q'],
+  proxies: Float[ArrayLike, 'c e'],
+) -> RetrievalScores:
+  """Scores images by the rank of the proxy of their class.
+
+  Args:
+    vectors: unit vectors of the images.
+    labels: which proxy is theirs.
+    proxies: one a class, of any length: only their directions count.
+
+  Returns:
+    By metric: one number an image. recall@k is the top-k accuracy, ap the
+    reciprocal rank.
+  """
+  rows = np.asarray(safe_normalize(jnp.asarray(proxies)))
+  classes = np.arange(len(rows))
+  return _finite(evaluate_retrieval(vectors, labels, rows, classes))
+
+
+def _finite(scores: RetrievalScores) -> RetrievalScores:
+  """Scores with NaN where there was nothing to find."""
   valid = scores.pop('valid')
   if not valid.any():
     raise InputError(

@@ -13,11 +13,11 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from msba_jax.data.errors import InputError
 from msba_jax.training.configuration import configuration_hash
-from msba_jax.training.experiment import Experiment, load_experiment
+from msba_jax.training.experiment import Experiment
+from msba_jax.training.load import load_experiment
 from msba_jax.training.loop import train
 from msba_jax.training.results import (
   Outcome,
@@ -25,7 +25,7 @@ from msba_jax.training.results import (
   read_outcome,
   write_outcome,
 )
-from msba_jax.training.run import Run, evaluate_run, read_record
+from msba_jax.training.run import Run, Split, evaluate_run, read_record
 
 __all__ = ['Comparison', 'compare']
 
@@ -38,7 +38,7 @@ class Comparison:
     experiments: files or modules; the first is what others are compared with.
     seeds: of the trainings; every experiment has all of them.
     overrides: applied to every experiment.
-    split: on which classes to score.
+    split: on which images to score, see `evaluate_run`.
     results: directory of the result files.
     runs: directory of the run directories.
   """
@@ -46,7 +46,7 @@ class Comparison:
   experiments: tuple[str, ...]
   seeds: tuple[int, ...] = (0, 1, 2)
   overrides: tuple[str, ...] = ()
-  split: Literal['validation', 'test'] = 'validation'
+  split: Split = 'validation'
   results: Path = Path('results')
   runs: Path = Path('runs')
 

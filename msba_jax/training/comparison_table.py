@@ -30,6 +30,9 @@ __all__ = ['Row', 'comparison_rows', 'markdown_table']
 EQUAL_PARAMETERS = 0.02
 
 
+# The mode that is no retrieval, and is not compared with one.
+CLASSIFIER = 'classifier'
+
 _Scored = tuple[Sequence[Outcome], str]  # the runs of an experiment, and a mode
 
 
@@ -42,7 +45,8 @@ class Row(NamedTuple):
     parameters: of the model.
     seeds: of the trainings it is a mean over.
     values: the mean with its interval, by metric.
-    gains: paired difference to the first row; None for the first row itself.
+    gains: paired difference to the first row, or to the first experiment's
+      classifier if it is one; None for these rows themselves.
     mode_gains: paired difference to the same models in `solo`, by metric;
       None where the mode is `solo`, or it is missing.
   """
@@ -98,7 +102,9 @@ def comparison_rows(
   rows = []
   for runs in outcomes:
     for mode in _modes(runs):
-      own_solo = mode != 'solo' and 'solo' in _modes(runs)
+      classifies = mode == CLASSIFIER
+      own_solo = mode not in ('solo', CLASSIFIER) and 'solo' in _modes(runs)
+      against = (first, mode) if classifies else base
       rows.append(
         Row(
           experiment=runs[0].experiment,
@@ -106,7 +112,11 @@ def comparison_rows(
           parameters=runs[0].parameters,
           seeds=tuple(run.seed for run in runs),
           values=all_metrics((runs, mode), None),
-          gains=all_metrics((runs, mode), base) if rows else None,
+          gains=(
+            None
+            if against == (runs, mode)
+            else all_metrics((runs, mode), against)
+          ),
           mode_gains=(
             all_metrics((runs, mode), (runs, 'solo')) if own_solo else None
           ),

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from msba_jax.training.experiment import FILE_MODULE, Experiment
+from msba_jax.training.experiment import Experiment
+from msba_jax.training.load import FILE_MODULE
 
 # Fields that say how a run is watched, not what it computes.
 _WATCHING = ('log_every', 'checkpoint_every', 'evaluate_every', 'origin')

@@ -1,41 +1,22 @@
-"""What an experiment is, and how an experiment file becomes one.
-
-An experiment file is a Python file with a function `experiment()` that returns
-an `Experiment`. Numbers, names and the fields of the data configuration can be
-overridden on the command line (`--steps 100 --data.path photos`); the model,
-the losses and the augmentation are Python objects and change in the file.
+"""What an experiment is.
 
 Attributes:
-  FILE_MODULE: begins the module name of a loaded file.
   Metric: what an evaluation gives for each query.
   OptimizerConfig: rate, schedule, decay, clipping and what is frozen.
   ContextDropout: how often a step hides its context.
   EvaluationConfig: how a model is measured.
   Origin: where an experiment was loaded from.
   Experiment: all of it.
-  load_experiment: imports a file and applies overrides.
 """
 
-import contextlib
 import dataclasses
-import hashlib
-import importlib
-import importlib.util
-import io
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import flax.linen as nn
 import tyro
 
-from msba_jax.data.errors import InputError
 from msba_jax.data.transforms import Augment
 from msba_jax.losses.term import LossTerm
-
-FILE_MODULE = 'msba_experiment_'
 
 Metric: TypeAlias = Literal[
   'recall@1',
@@ -168,7 +149,7 @@ class Experiment:
       are computed once. '' trains the backbone as well.
     frozen_views: how many views of each training image have their grids
       computed: the first is plain, the others are augmented.
-    origin: set by `load_experiment`.
+    origin: set by `load.load_experiment`.
   """
 
   name: str
@@ -226,115 +207,3 @@ class Experiment:
   def batch_size(self) -> int:
     """Images of a global batch."""
     return self.classes_per_batch * self.images_per_class
-
-
-def load_experiment(
-  source: str | Path, overrides: Sequence[str] = ()
-) -> Experiment:
-  """Imports an experiment file and applies the command line's overrides.
-
-  Args:
-    source: path of a Python file, or the dotted name of a module.
-    overrides: command-line words, such as `['--steps', '100']`.
-
-  Returns:
-    The experiment, with its origin noted.
-
-  Raises:
-    InputError: the file is missing, does not define `experiment()`, or an
-      override does not fit.
-    SystemExit: the overrides ask for `--help`.
-  """
-  module = _import(str(source))
-  make = getattr(module, 'experiment', None)
-  if not callable(make):
-    raise InputError(
-      f'{source} defines no function experiment(); add one that returns an '
-      'Experiment'
-    )
-  made = make()
-  if not isinstance(made, Experiment):
-    raise InputError(
-      f'experiment() in {source} returned {type(made).__name__}; it must '
-      'return an Experiment'
-    )
-  made = _override(made, source=str(source), overrides=overrides)
-  origin = Origin(source=str(source), overrides=tuple(overrides))
-  return dataclasses.replace(made, origin=origin)
-
-
-def _import(source: str) -> ModuleType:
-  """The module behind a path or a dotted name."""
-  if not source.endswith('.py') and not Path(source).exists():
-    try:
-      return importlib.import_module(source)
-    except ModuleNotFoundError as error:
-      if error.name is None or not source.startswith(error.name):
-        raise
-      raise InputError(
-        f'experiment {source}: no such file and no such module; give the '
-        'path of a Python file that defines experiment()'
-      ) from error
-  path = Path(source).resolve()
-  if not path.is_file():
-    raise InputError(
-      f'experiment file {source} does not exist; give the path of a Python '
-      'file that defines experiment()'
-    )
-  digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-  name = FILE_MODULE + digest
-  spec = importlib.util.spec_from_file_location(name, path)
-  if spec is None or spec.loader is None:
-    raise InputError(f'experiment file {source} is no Python file (.py)')
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[name] = module
-  try:
-    spec.loader.exec_module(module)
-  except SyntaxError as error:
-    raise InputError(
-      f'experiment file {source}, line {error.lineno}: {error.msg}; correct '
-      'the syntax'
-    ) from error
-  return module
-
-
-def _override(
-  experiment: Experiment, *, source: str, overrides: Sequence[str]
-) -> Experiment:
-  """Applies overrides; tyro's complaint becomes one sentence."""
-  said = io.StringIO()
-  try:
-    with contextlib.redirect_stderr(said):
-      return tyro.cli(
-        Experiment,
-        default=experiment,
-        args=list(overrides),
-        prog=source,
-        description='Fields of the experiment that can be overridden.',
-      )
-  except SystemExit as stop:
-    if not stop.code:
-      raise
-    complaint = ' '.join(_complaint(said.getvalue()).split())
-    raise InputError(
-      f'override of {source}: {complaint.rstrip(".")}; see --help for its '
-      'fields'
-    ) from None
-  except ValueError as error:
-    raise InputError(f'override of {source}: {error}') from error
-
-
-def _complaint(text: str) -> str:
-  """The first paragraph of tyro's framed message, without its frame.
-
-  A frame is drawn with Unicode around its title, or with ASCII below it.
-  """
-  paragraphs = [['']]
-  for line in text.splitlines():
-    line = line.strip('│| ')
-    if line.startswith('╭') or not line.strip('─-'):
-      paragraphs.append([])
-    else:
-      paragraphs[-1].append(line)
-  said = [' '.join(lines) for lines in paragraphs if any(lines)]
-  return said[0] if '╭' in text or len(said) == 1 else said[1]

@@ -132,7 +132,7 @@ def freeze(
       model=experiment.model.clone(backbone=Precomputed()),
       augment=None,
     ),
-    Splits(train, validation, splits.test),
+    splits._replace(train=train, validation=validation),
     backbone,
     digest,
   )

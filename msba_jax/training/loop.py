@@ -26,6 +26,7 @@ from msba_jax.training.evaluation import make_validation
 from msba_jax.training.experiment import Experiment
 from msba_jax.training.fit import Loop, fit
 from msba_jax.training.frozen import Frozen, freeze
+from msba_jax.training.load import elsewhere, split_source
 from msba_jax.training.lock import LOCK, only_one
 from msba_jax.training.mesh import host_copy
 from msba_jax.training.optimizer import make_optimizer
@@ -174,9 +175,10 @@ def _note(
   origin, source = experiment.origin, None
   if origin is not None:
     source = origin.source
-    if Path(source).is_file():
-      shutil.copyfile(source, directory / 'experiment.py')
-      source = 'experiment.py'
+    file = split_source(source)[0]
+    if Path(file).is_file():
+      shutil.copyfile(file, directory / 'experiment.py')
+      source = elsewhere(source, 'experiment.py')
   record = {
     'name': experiment.name,
     'seed': experiment.seed,

@@ -21,6 +21,7 @@ from msba_jax.retrieval.report.collect import RunInfo, collect_report
 from msba_jax.retrieval.report.page import write_report
 from msba_jax.retrieval.search import Neighbours, search
 from msba_jax.training.experiment import Experiment
+from msba_jax.training.load import elsewhere, split_source
 from msba_jax.training.record import read_metrics
 from msba_jax.training.run import Run, available_modes, read_record
 
@@ -133,6 +134,6 @@ def _command(run: Run, record: Mapping[str, Any]) -> str:
   if origin is None:
     return ''
   source = origin.source
-  if record['source'] == 'experiment.py':
-    source = str(run.directory / 'experiment.py')
+  if split_source(record['source'])[0] == 'experiment.py':
+    source = elsewhere(source, run.directory / 'experiment.py')
   return shlex.join(['msba', 'train', source, *record['overrides']])

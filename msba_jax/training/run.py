@@ -22,24 +22,31 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from msba_jax.data.atomic import write_json
 from msba_jax.data.directory import MANIFEST
 from msba_jax.data.errors import InputError
+from msba_jax.data.source import Evaluation
+from msba_jax.metrics import RetrievalScores
 from msba_jax.models.context import MemoryBank
 from msba_jax.retrieval.embed import Embedder
 from msba_jax.retrieval.evaluate import (
   Mode,
   average,
   batch_sensitivity,
-  evaluate_modes,
+  embed_modes,
+  score_classification,
+  score_vectors,
 )
 from msba_jax.training.configuration import configuration_hash
-from msba_jax.training.experiment import Experiment, load_experiment
+from msba_jax.training.experiment import Experiment
+from msba_jax.training.load import elsewhere, load_experiment, split_source
 from msba_jax.training.weights import load_weights
+
+Split: TypeAlias = Literal['validation', 'test', 'seen']
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -158,15 +165,18 @@ def available_modes(run: Run) -> tuple[Mode, ...]:
 def evaluate_run(
   run: Run,
   *,
-  split: Literal['validation', 'test'] = 'validation',
+  split: Split = 'validation',
   modes: Sequence[Mode] | None = None,
   progress: bool = True,
 ) -> RunEvaluation:
-  """Scores a run on classes that it never saw, and notes `evaluation.json`.
+  """Scores a run and notes `evaluation.json`.
 
   Args:
     run: from `load_run` or `train`.
-    split: choices are made on `validation`; `test` is looked at once.
+    split: choices are made on `validation`; `test` is looked at once. Neither
+      has a class of the training; `seen` are other images of its classes,
+      where `classifier` is a mode too: each image asks the proxies of the
+      classes, and recall@1 is the accuracy of the classification.
     modes: how images are asked; all that apply by default.
     progress: whether bars are shown.
 
@@ -174,8 +184,8 @@ def evaluate_run(
     Means and the scores of each query.
 
   Raises:
-    InputError: the data cannot be read, or the run has no memory for the mode
-      `memory`.
+    InputError: the data cannot be read, no images were held out for `seen`, or
+      the run has no memory for the mode `memory`.
   """
   modes = available_modes(run) if modes is None else modes
   if 'memory' in modes and run.memory is None:
@@ -184,8 +194,13 @@ def evaluate_run(
       'train with --memory-size'
     )
   config, splits = run.experiment.evaluation, run.experiment.data.open()
-  evaluation = splits.validation if split == 'validation' else splits.test
-  per_query = evaluate_modes(
+  evaluation: Evaluation | None = getattr(splits, split)
+  if evaluation is None:
+    raise InputError(
+      f'{run.experiment.name} held no images of its training classes out; '
+      'train with --data.held-out-images'
+    )
+  vectors = embed_modes(
     run.embedder,
     evaluation,
     modes=modes,
@@ -194,7 +209,14 @@ def evaluate_run(
     neighbours=config.neighbours,
     progress=progress,
   )
+  per_query: dict[Mode, RetrievalScores] = {
+    mode: score_vectors(found, evaluation) for mode, found in vectors.items()
+  }
   queries = evaluation.queries
+  if split == 'seen' and 'solo' in vectors and 'proxies' in run.params:
+    per_query['classifier'] = score_classification(
+      vectors['solo'].queries, np.asarray(queries.labels), run.params['proxies']
+    )
   result = RunEvaluation(
     scores={mode: average(scores) for mode, scores in per_query.items()},
     per_query=per_query,
@@ -246,8 +268,8 @@ def _experiment_of(directory: Path, record: dict[str, Any]) -> Experiment:
       f'the run {directory} was trained from Python, without an experiment '
       'file; pass its experiment to load_run'
     )
-  if source == 'experiment.py':
-    source = directory / source
+  if split_source(source)[0] == 'experiment.py':
+    source = elsewhere(source, directory / 'experiment.py')
   return load_experiment(source, record['overrides'])
 
 

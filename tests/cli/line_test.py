@@ -17,7 +17,7 @@ from PIL import Image
 from msba_jax import cli
 from msba_jax.cli import demo
 from msba_jax.retrieval.index import open_index
-from msba_jax.training.experiment import load_experiment
+from msba_jax.training.load import load_experiment
 
 EXPERIMENT = Path(__file__).parents[1] / 'training' / 'small_experiment.py'
 pytestmark = pytest.mark.slow

@@ -105,9 +105,9 @@ def test_all_or_no_classes_cannot_be_held_out(count):
 
 def test_the_order_depends_on_names_and_seed_alone():
   names = [f'class {i}' for i in range(40)]
-  order = source_lib.order_classes(names, seed=3)
+  order = source_lib.random_order(names, seed=3)
   assert sorted(order) == list(range(40))
   assert order.tolist() != list(range(40))
-  assert source_lib.order_classes(names, seed=4).tolist() != order.tolist()
-  fewer = source_lib.order_classes(names[:39], seed=3)
+  assert source_lib.random_order(names, seed=4).tolist() != order.tolist()
+  fewer = source_lib.random_order(names[:39], seed=3)
   assert fewer.tolist() == [i for i in order if i != 39]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from msba_jax.data.errors import InputError
 from msba_jax.data.folder import FolderData
-from msba_jax.training.experiment import load_experiment
+from msba_jax.training.load import load_experiment
 from msba_jax.training.loop import train
 from msba_jax.training.pretrained import (
   Preprocessing,

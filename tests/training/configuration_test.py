@@ -10,11 +10,8 @@ import pytest
 
 from msba_jax.losses.term import LossTerm
 from msba_jax.training.configuration import configuration_hash, describe
-from msba_jax.training.experiment import (
-  Experiment,
-  OptimizerConfig,
-  load_experiment,
-)
+from msba_jax.training.experiment import Experiment, OptimizerConfig
+from msba_jax.training.load import load_experiment
 
 FILE = """
 import functools
@@ -48,7 +45,7 @@ def experiment():
 PRINT = """
 import sys
 from msba_jax.training.configuration import configuration_hash
-from msba_jax.training.experiment import load_experiment
+from msba_jax.training.load import load_experiment
 print(configuration_hash(load_experiment(sys.argv[1])))
 """
 

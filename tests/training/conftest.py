@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from msba_jax.training.experiment import load_experiment
+from msba_jax.training.load import load_experiment
 from msba_jax.training.loop import train
 
 SMALL = Path(__file__).with_name('small_experiment.py')

@@ -6,11 +6,8 @@ import pytest
 
 from msba_jax.data.errors import InputError
 from msba_jax.losses.term import LossTerm
-from msba_jax.training.experiment import (
-  ContextDropout,
-  Experiment,
-  load_experiment,
-)
+from msba_jax.training.experiment import ContextDropout, Experiment
+from msba_jax.training.load import load_experiment
 
 FILE = """
 import dataclasses

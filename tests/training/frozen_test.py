@@ -11,8 +11,8 @@ from msba_jax.losses import solo_losses, supervised_contrastive
 from msba_jax.models.backbones.conv import ConvNet, ConvSpec
 from msba_jax.models.context import solo
 from msba_jax.models.controls import BackboneOnly
-from msba_jax.training.experiment import load_experiment
 from msba_jax.training.frozen import freeze
+from msba_jax.training.load import load_experiment
 from msba_jax.training.loop import train
 from msba_jax.training.run import load_run, read_record
 from tests.training.conftest import SMALL

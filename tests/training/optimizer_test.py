@@ -7,7 +7,8 @@ import pytest
 
 from msba_jax.data.errors import InputError
 from msba_jax.models.backbones.conv import ConvNet, ConvSpec
-from msba_jax.training.experiment import OptimizerConfig, load_experiment
+from msba_jax.training.experiment import OptimizerConfig
+from msba_jax.training.load import load_experiment
 from msba_jax.training.optimizer import (
   decay_mask,
   frozen_mask,

@@ -18,7 +18,7 @@ TRAIN = """
 import sys
 from msba_jax.training.distributed import initialize
 initialize()
-from msba_jax.training.experiment import load_experiment
+from msba_jax.training.load import load_experiment
 from msba_jax.training.loop import train
 file, directories, *overrides = sys.argv[1:]
 for directory in directories.split(','):

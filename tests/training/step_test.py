@@ -15,7 +15,8 @@ from msba_jax.models.msba import msba
 from msba_jax.retrieval.devices import data_mesh, replicated
 from msba_jax.training.checkpoint import Checkpoints
 from msba_jax.training.errors import TrainingStopped
-from msba_jax.training.experiment import ContextDropout, load_experiment
+from msba_jax.training.experiment import ContextDropout
+from msba_jax.training.load import load_experiment
 from msba_jax.training.loop import train
 from msba_jax.training.mesh import global_batch, host_copy, padded_size
 from msba_jax.training.optimizer import make_optimizer
