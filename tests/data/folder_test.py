@@ -34,7 +34,7 @@ def test_split_class_file(plant, pack, form):
     'zip': lambda: pack(folder),
     'zip with a folder': lambda: pack(folder, inside=True),
   }[form]()
-  train, validation, test = opened(path)
+  train, validation, test = opened(path)[:3]
   assert test.gallery is None
   assert validation.gallery is None
   assert test.queries.class_names == ('dog', 'eel')
@@ -92,7 +92,7 @@ def test_a_query_needs_its_class_in_the_gallery(plant):
 def test_shared_classes_are_divided_anew_and_it_is_said(plant, caplog):
   shared = dict.fromkeys('abcdef', 2)
   folder = plant({'train': shared, 'test': shared})
-  train, validation, test = opened(folder)
+  train, validation, test = opened(folder)[:3]
   assert 'share 6 classes' in caplog.text
   parts = [classes(s) for s in (train, validation.queries, test.queries)]
   assert [len(part) for part in parts] == [2, 1, 3]
@@ -110,7 +110,7 @@ def test_own_splits_must_not_share_classes(plant):
 def test_the_first_classes_train(plant):
   shared = dict.fromkeys('fedcba', 1)
   folder = plant({'train': shared, 'test': shared})
-  train, validation, test = opened(folder, class_split='first')
+  train, validation, test = opened(folder, class_split='first')[:3]
   assert test.queries.class_names == ('d', 'e', 'f')
   assert classes(train) | classes(validation.queries) == set('abc')
 
@@ -119,7 +119,7 @@ def test_the_first_classes_train(plant):
 def test_class_file_without_splits(plant, pack, form, caplog):
   folder = plant({'': dict.fromkeys('abcdefgh', 2)})
   path = folder if form == 'folder' else pack(folder)
-  train, validation, test = opened(path, test_fraction=0.25)
+  train, validation, test = opened(path, test_fraction=0.25)[:3]
   parts = [classes(s) for s in (train, validation.queries, test.queries)]
   assert [len(part) for part in parts] == [5, 1, 2]
   assert set.union(*parts) == set('abcdefgh')
@@ -210,3 +210,17 @@ def test_caching_changes_no_picture(plant, tmp_path, caplog):
         kept.test.queries[i]['image'], plain.test.queries[i]['image']
       )
   assert len(list((tmp_path / 'kept').glob('*.npy'))) == 1
+
+
+def test_images_of_training_classes_are_held_out(plant):
+  folder = plant({**APART, 'train': {'ant': 4, 'bee': 4, 'cat': 4}})
+  assert opened(folder).seen is None
+  splits = opened(folder, held_out_images=1)
+  assert splits.seen.gallery is None
+  assert splits.seen.queries.class_names == splits.train.class_names
+  assert len(splits.seen.queries) == 2
+  assert len(splits.train) == 6
+  assert not set(splits.seen.queries.ids) & set(splits.train.ids)
+  # What validates and tests stays as it is.
+  assert len(splits.validation.queries) == 4
+  assert splits.test.queries.ids == opened(folder).test.queries.ids

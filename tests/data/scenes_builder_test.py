@@ -69,7 +69,7 @@ def test_a_stored_scene_equals_a_drawn_one(data):
 
 
 def test_sources_keep_the_contract(data):
-  train, validation, test = data.open()
+  train, validation, test = data.open()[:3]
   assert validation.gallery is None
   assert test.gallery is None
   for source in (train, validation.queries, test.queries):

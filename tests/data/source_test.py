@@ -111,3 +111,23 @@ def test_the_order_depends_on_names_and_seed_alone():
   assert source_lib.random_order(names, seed=4).tolist() != order.tolist()
   fewer = source_lib.random_order(names[:39], seed=3)
   assert fewer.tolist() == [i for i in order if i != 39]
+
+
+def test_images_of_every_class_are_held_out():
+  source = Numbers([0, 1] * 5, ('ant', 'bee'))
+  rest, held = source_lib.hold_out_images(source, 2, seed=0)
+  assert sorted(rest.ids + held.ids) == sorted(source.ids)
+  for part, number in ((rest, 3), (held, 2)):
+    assert part.class_names == source.class_names
+    assert np.bincount(part.labels).tolist() == [number, number]
+    for name, label in zip(part.ids, part.labels, strict=True):
+      assert source.labels[source.ids.index(name)] == label
+  others = source_lib.hold_out_images(source, 2, seed=1)[1]
+  assert others.ids != held.ids
+
+
+@pytest.mark.parametrize('count', [0, -1, 4])
+def test_two_images_of_a_class_must_be_left(count):
+  source = Numbers([0] * 5 + [1] * 6, ('ant', 'bee'))
+  with pytest.raises(InputError, match="of class 'ant'"):
+    source_lib.hold_out_images(source, count, seed=0)

@@ -16,6 +16,7 @@ from msba_jax.retrieval.embed import Embedder, embed
 from msba_jax.retrieval.evaluate import (
   average,
   evaluate_modes,
+  score_classification,
 )
 from msba_jax.retrieval.index import build_index, search_index
 from msba_jax.retrieval.rerank import neighbour_refinement, refine_by_neighbours
@@ -131,3 +132,22 @@ def test_the_system_itself_is_indexed_searched_and_evaluated(
     system, Evaluation(pictures, None), batch_size=20, **options
   )
   assert not np.array_equal(scores['solo']['ap'], scores['neighbours']['ap'])
+
+
+def test_images_are_classified_by_the_direction_of_a_proxy(rng):
+  vectors = rng.normal(size=(40, 5)).astype(np.float32)
+  vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+  proxies = rng.normal(size=(7, 5)) * rng.uniform(0.1, 9, (7, 1))
+  labels = rng.integers(0, 7, 40)
+  scores = score_classification(vectors, labels, proxies)
+  cosines = vectors @ (proxies / np.linalg.norm(proxies, axis=1)[:, None]).T
+  own = cosines[np.arange(40), labels]
+  ranks = (cosines > own[:, None]).sum(axis=1) + 1
+  np.testing.assert_array_equal(scores['recall@1'], ranks == 1)
+  np.testing.assert_array_equal(scores['recall@4'], ranks <= 4)
+  np.testing.assert_allclose(scores['ap'], 1 / ranks, rtol=1e-6)
+
+
+def test_a_classifier_is_no_way_to_embed(embedder, pictures):
+  with pytest.raises(ValueError, match='no way to embed'):
+    evaluate_modes(embedder, Evaluation(pictures, None), modes=['classifier'])

@@ -125,6 +125,19 @@ def test_differences_are_paired(outcomes):
   assert solo.seeds == (0, 1, 2)
 
 
+def test_a_classifier_is_compared_with_a_classifier(outcomes):
+  for runs, accuracy in zip(outcomes, (0.5, 0.75), strict=True):
+    for run in runs:
+      values = np.full(60, accuracy, np.float32)
+      run.scores['classifier'] = {'ap': values}
+  rows = comparison_rows(outcomes, metrics=['ap'])
+  first, second = [row for row in rows if row.mode == 'classifier']
+  assert first.gains is None
+  np.testing.assert_allclose(second.gains['ap'], 0.25, atol=1e-6)
+  assert first.mode_gains is None
+  assert second.mode_gains is None
+
+
 def test_queries_without_a_score_are_left_out(outcomes):
   for runs in outcomes:
     for run in runs:

@@ -2,10 +2,15 @@ import dataclasses
 import json
 import shutil
 
+import flax.linen as nn
 import numpy as np
 import pytest
 
 from msba_jax.data.errors import InputError
+from msba_jax.losses import normalized_softmax, solo_losses
+from msba_jax.models.context import solo
+from msba_jax.retrieval.embed import embed
+from msba_jax.training.loop import train
 from msba_jax.training.record import read_metrics
 from msba_jax.training.run import (
   available_modes,
@@ -14,6 +19,7 @@ from msba_jax.training.run import (
   read_record,
   run_directory,
 )
+from tests.training.small_experiment import DrawnData, Tiny
 
 
 def test_what_a_run_directory_holds(small_run):
@@ -138,3 +144,46 @@ def test_a_mode_without_its_memory_is_refused(small_run):
 def test_where_runs_lie(small):
   found = run_directory('runs', small(seed=3))
   assert found.parts == ('runs', 'small', 'seed3')
+
+
+class Classifying(Tiny):
+  """The small model with one proxy a class."""
+
+  def setup(self):
+    super().setup()
+    self.proxies = self.param('proxies', nn.initializers.normal(1.0), (6, 8))
+
+  def refine(self, regions, *, context=solo):
+    embeddings, out = super().refine(regions, context=context)
+    return embeddings, out | {'proxies': self.proxies}
+
+
+def test_images_of_trained_classes_are_classified(small, tmp_path):
+  experiment = small(
+    model=Classifying(),
+    losses=solo_losses(normalized_softmax),
+    data=DrawnData(seen=True),
+    steps=40,
+    origin=None,
+  )
+  run = train(experiment, tmp_path / 'run', progress=False)
+  result = evaluate_run(
+    run, split='seen', modes=('solo', 'refinement'), progress=False
+  )
+  assert set(result.scores) == {'solo', 'refinement', 'classifier'}
+  queries = experiment.data.open().seen.queries
+  vectors = embed(run.embedder, queries, progress=False).vectors
+  proxies = run.params['proxies']
+  cosines = vectors @ (proxies / np.linalg.norm(proxies, axis=1)[:, None]).T
+  np.testing.assert_array_equal(
+    result.per_query['classifier']['recall@1'],
+    np.argmax(cosines, axis=1) == queries.labels,
+  )
+  assert result.scores['classifier']['recall@1'] > 2 / 6
+  others = evaluate_run(run, modes=('solo',), progress=False)
+  assert set(others.scores) == {'solo'}
+
+
+def test_without_held_out_images_nothing_is_classified(small_run):
+  with pytest.raises(InputError, match=r'--data\.held-out-images'):
+    evaluate_run(small_run, split='seen', progress=False)

@@ -97,13 +97,18 @@ class DrawnData:
   images: int = 8
   size: int = 16
   gallery: bool = False
+  seen: bool = False
 
   def open(self):
     """Training, validation and test sets of different colours."""
     make = functools.partial(Drawn, self.classes, self.images, self.size)
     gallery = make(3) if self.gallery else None
+    seen = Evaluation(Drawn(self.classes, 3, self.size, 0), None)
     return Splits(
-      make(0), Evaluation(make(1), None), Evaluation(make(2), gallery)
+      make(0),
+      Evaluation(make(1), None),
+      Evaluation(make(2), gallery),
+      seen if self.seen else None,
     )
 
 
