@@ -4,21 +4,24 @@ Where only heads differ, the backbone of a finished run is kept as it is: its
 grids are computed once for every image, plain and under a few augmentations,
 written beside that run, and found again by every later training. The weights
 that such a training leaves hold the backbone as well, so that its run embeds
-images as any other does.
+images as any other does. A fuser of grids belongs to the head.
 
 Attributes:
   FeatureSource: grids in place of pictures.
   Frozen: an experiment on grids, and the parameters that it leaves alone.
   freeze: computes what is missing.
+  with_backbone: adds what was left alone to what was trained.
 """
 
 import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +39,7 @@ from msba_jax.data.prefetch import batches
 from msba_jax.data.source import Evaluation, Fingerprinted, Source, Splits
 from msba_jax.data.transforms import normalize_image
 from msba_jax.models.backbones.precomputed import Precomputed
+from msba_jax.models.mmfuser import FusedBackbone
 from msba_jax.retrieval.fingerprint import model_fingerprint
 from msba_jax.training.begin import pretrained_backbone
 from msba_jax.training.configuration import describe
@@ -82,12 +86,14 @@ class Frozen(NamedTuple):
     experiment: the same, with a model that takes grids.
     splits: grids in place of pictures; the test split is left as it is.
     backbone: its variables, which are not trained: parameters, statistics.
+    path: where they belong among those of the whole model.
     digest: of these.
   """
 
   experiment: Experiment
   splits: Splits
   backbone: Any
+  path: tuple[str, ...]
   digest: str
 
 
@@ -97,7 +103,8 @@ def freeze(
   """Takes the backbone of a finished run and computes its grids.
 
   Args:
-    experiment: with `frozen_backbone` set; its model has the same backbone.
+    experiment: with `frozen_backbone` set; its model has the same backbone,
+      which may be inside of a `FusedBackbone`.
     splits: the images.
     progress: whether bars are shown.
 
@@ -108,7 +115,10 @@ def freeze(
     InputError: there is no finished run, its backbone is another, or a source
       cannot tell what its pictures depend on.
   """
-  run = Path(experiment.frozen_backbone)
+  run, model = Path(experiment.frozen_backbone), experiment.model
+  path = _path(model)
+  plain = model.clone(backbone=functools.reduce(getattr, path, model))
+  experiment = dataclasses.replace(experiment, model=plain)
   backbone = _read_backbone(run, experiment)
   digest = model_fingerprint(
     experiment.model.backbone,
@@ -128,14 +138,51 @@ def freeze(
   )
   return Frozen(
     dataclasses.replace(
-      experiment,
-      model=experiment.model.clone(backbone=Precomputed()),
-      augment=None,
+      experiment, model=_replaced(model, path, Precomputed()), augment=None
     ),
     splits._replace(train=train, validation=validation),
     backbone,
+    path,
     digest,
   )
+
+
+def with_backbone(frozen: Frozen, trained: Mapping[str, Any]) -> dict[str, Any]:
+  """Adds what was left alone to what was trained.
+
+  Args:
+    frozen: from `freeze`.
+    trained: collections of variables, without the backbone.
+
+  Returns:
+    All collections of the whole model.
+  """
+  whole = dict(trained)
+  for name, backbone in frozen.backbone.items():
+    tree = backbone
+    for place in range(len(frozen.path) - 1, -1, -1):
+      node = whole.get(name, {})
+      for key in frozen.path[:place]:
+        node = node.get(key, {})
+      tree = {**node, frozen.path[place]: tree}
+    whole[name] = tree
+  return whole
+
+
+def _path(model: nn.Module) -> tuple[str, ...]:
+  """From a model to its backbone, through fusers."""
+  path, part = ('backbone',), getattr(model, 'backbone', None)
+  while isinstance(part, FusedBackbone):
+    path, part = (*path, 'backbone'), part.backbone
+  return path
+
+
+def _replaced(module: Any, path: tuple[str, ...], other: nn.Module) -> Any:
+  """The module with another one at a path."""
+  if not path:
+    return other
+  part = _replaced(getattr(module, path[0]), path[1:], other)
+  return module.clone(**{path[0]: part})
 
 
 def _read_backbone(run: Path, experiment: Experiment) -> Any:

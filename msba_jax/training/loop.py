@@ -25,7 +25,7 @@ from msba_jax.training.configuration import configuration_hash
 from msba_jax.training.evaluation import make_validation
 from msba_jax.training.experiment import Experiment
 from msba_jax.training.fit import Loop, fit
-from msba_jax.training.frozen import Frozen, freeze
+from msba_jax.training.frozen import Frozen, freeze, with_backbone
 from msba_jax.training.load import elsewhere, split_source
 from msba_jax.training.lock import LOCK, only_one
 from msba_jax.training.mesh import host_copy
@@ -125,8 +125,7 @@ def _train(
   if jax.process_index() == 0:
     kept = {'params': state.ema, **state.statistics}
     if frozen is not None:
-      for name, backbone in frozen.backbone.items():
-        kept[name] = {**kept.get(name, {}), 'backbone': backbone}
+      kept = with_backbone(frozen, kept)
     if state.memory is not None:
       kept['memory'] = state.memory._asdict()
     save_weights(directory / 'weights', host_copy(kept), step=experiment.steps)

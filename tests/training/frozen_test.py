@@ -11,6 +11,8 @@ from msba_jax.losses import solo_losses, supervised_contrastive
 from msba_jax.models.backbones.conv import ConvNet, ConvSpec
 from msba_jax.models.context import solo
 from msba_jax.models.controls import BackboneOnly
+from msba_jax.models.fusion_baselines import ConcatFuser
+from msba_jax.models.mmfuser import FusedBackbone
 from msba_jax.training.frozen import freeze
 from msba_jax.training.load import load_experiment
 from msba_jax.training.loop import train
@@ -59,6 +61,14 @@ class Running(ConvNet):
   def __call__(self, images, *, train=False):
     images = nn.BatchNorm(not train, name='input')(images)
     return super().__call__(images, train=train)
+
+
+class Coarse(Running):
+  """The coarsest grid alone."""
+
+  @nn.compact
+  def __call__(self, images, *, train=False):
+    return super().__call__(images, train=train)[-1:]
 
 
 def make_experiment(**changes):
@@ -168,13 +178,44 @@ def test_the_same_command_goes_on_and_another_backbone_is_refused(
     )
 
 
+def test_a_fuser_of_frozen_grids_is_trained(backbone_run, tmp_path):
+  base = make_experiment(frozen_backbone=str(backbone_run.directory))
+  fused = FusedBackbone(
+    Coarse(ConvSpec((4, 6), (1, 1), levels=2)), ConcatFuser()
+  )
+  experiment = dataclasses.replace(
+    base, model=base.model.clone(backbone=fused), evaluate_every=0
+  )
+  run = train(
+    experiment, tmp_path / 'run', devices=jax.devices()[:1], progress=False
+  )
+  assert set(run.params['backbone']) == {'backbone', 'fuser'}
+  for a, b in zip(
+    jax.tree.leaves(
+      (backbone_run.params['backbone'], backbone_run.statistics['batch_stats'])
+    ),
+    jax.tree.leaves((run.params['backbone']['backbone'], run.statistics)),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
+  frozen = freeze(experiment, experiment.data.open(), progress=False)
+  heads = run.params | {'backbone': {'fuser': run.params['backbone']['fuser']}}
+  picture = experiment.data.open().train[5]['image'][None]
+  expected, _ = run.embedder.compiled(
+    run.embedder.variables, picture, solo, False
+  )
+  grids = tuple(x[None] for x in frozen.splits.train[5]['image'])
+  found, _ = jax.jit(frozen.experiment.model.apply)({'params': heads}, grids)
+  np.testing.assert_allclose(found, expected, atol=5e-3)
+
+
 def test_a_flipped_bit_in_the_grids_is_found(head, backbone_run):
   experiment, _ = head
-  path = next((backbone_run.directory / 'features').glob('*/level_0.npy'))
-  content = bytearray(path.read_bytes())
-  content[-1] ^= 1
-  path.write_bytes(content)
+  paths = list((backbone_run.directory / 'features').glob('*/level_0.npy'))
+  contents = [path.read_bytes() for path in paths]
+  for path, content in zip(paths, contents, strict=True):
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
   with pytest.raises(InputError, match=r'level_0\.npy is not what was written'):
     freeze(experiment, experiment.data.open(), progress=False)
-  content[-1] ^= 1
-  path.write_bytes(content)
+  for path, content in zip(paths, contents, strict=True):
+    path.write_bytes(content)
