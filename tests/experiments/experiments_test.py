@@ -33,7 +33,7 @@ SYSTEMS = {
 }
 
 # A word behind the name of a file that needs one.
-VARIANTS = {'manifold_keys': 'swin-simple'}
+VARIANTS = {'manifold_keys': 'swin-simple', 'fusers': 'smallest-mmfuser'}
 
 
 def load(name, *overrides):
