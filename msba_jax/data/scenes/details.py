@@ -21,7 +21,6 @@ from typing import Literal
 
 import numpy as np
 
-from msba_jax.data.scenes.config import SPLITS
 from msba_jax.data.scenes.objects import SceneObject
 from msba_jax.data.scenes.source import ScenesData, ScenesSource
 from msba_jax.data.scenes.templates import SHAPES, SIZES, TEXTURES
@@ -96,15 +95,12 @@ class DetailData(ScenesData):
     Raises:
       InputError: `data_dir` cannot be written.
     """
-    builder = self.prepare()
     names = [' '.join(pair) for pair in CLASSES]
     order = random_order(names, seed=self.seed)
     parts = np.split(order, [round(share * len(order)) for share in _SHARES])
     train, validation, test = (
-      keep_classes(
-        DetailSource(ScenesSource(builder, split), self.detail), part
-      )
-      for split, part in zip(SPLITS, parts, strict=True)
+      keep_classes(DetailSource(source, self.detail), part)
+      for source, part in zip(self.sources(), parts, strict=True)
     )
     return Splits(train, Evaluation(validation, None), Evaluation(test, None))
 

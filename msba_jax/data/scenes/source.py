@@ -142,13 +142,16 @@ class ScenesData(SceneConfig):
     Raises:
       InputError: `data_dir` cannot be written.
     """
+    train, validation, test = self.sources()
+    return Splits(train, Evaluation(validation, None), Evaluation(test, None))
+
+  def sources(self) -> tuple[ScenesSource, ScenesSource, ScenesSource]:
+    """Training, validation and test, drawn where they do not stand yet."""
     builder = self.prepare()
-    return Splits(
-      train=ScenesSource(builder, 'train'),
-      validation=Evaluation(ScenesSource(builder, 'validation'), None),
-      test=Evaluation(
-        ScenesSource(builder, 'shifted' if self.shifted else 'test'), None
-      ),
+    return (
+      ScenesSource(builder, 'train'),
+      ScenesSource(builder, 'validation'),
+      ScenesSource(builder, 'shifted' if self.shifted else 'test'),
     )
 
   def _builder_config(self) -> ScenesBuilderConfig:
