@@ -23,13 +23,35 @@ from msba_jax.layers.attention import (
   attention_weights,
   log_normalizer,
 )
+from msba_jax.layers.causal import (
+  GateParams,
+  acyclicity_penalty,
+  causal_graph,
+  causal_scores,
+  directed_gate,
+  propagate_causal_graph,
+  transitive_influence,
+)
 from msba_jax.layers.deformable import deformable_attention
 from msba_jax.layers.distributed import gathered, ring
+from msba_jax.layers.heads import (
+  head_alignment,
+  prompt_alignment,
+  prompt_tokens,
+  select_heads,
+)
 from msba_jax.layers.in_batch import (
   Messages,
   attend_across_images,
   attend_joint_tokens,
   bidirectional_messages,
+)
+from msba_jax.layers.interventions import (
+  counterfactual_attention,
+  counterfactual_weights,
+  intervention_effect,
+  leave_one_out_effect,
+  perturbed_features,
 )
 from msba_jax.layers.manifold import (
   ChartKeys,
@@ -69,10 +91,12 @@ from msba_jax.layers.windows import (
 
 __all__ = [
   'ChartKeys',
+  'GateParams',
   'ManifoldParams',
   'Messages',
   'Neighbours',
   'Windows',
+  'acyclicity_penalty',
   'attend',
   'attend_across_images',
   'attend_blocks',
@@ -83,26 +107,40 @@ __all__ = [
   'bidirectional_messages',
   'block_mask',
   'block_topk',
+  'causal_graph',
   'causal_mask',
+  'causal_scores',
+  'counterfactual_attention',
+  'counterfactual_weights',
   'deformable_attention',
+  'directed_gate',
   'exact_topk',
   'gathered',
   'generalized_mean_pool',
   'generalized_mean_windows',
+  'head_alignment',
+  'intervention_effect',
   'kept_share',
+  'leave_one_out_effect',
   'log_normalizer',
   'manifold_keys',
   'membership_penalty',
   'neighbour_mask',
   'padding_mask',
   'partition_windows',
+  'perturbed_features',
+  'prompt_alignment',
+  'prompt_tokens',
+  'propagate_causal_graph',
   'region_partition',
   'resize_positions',
   'ring',
   'safe_normalize',
   'same_image_mask',
+  'select_heads',
   'self_mask',
   'sliding_windows',
+  'transitive_influence',
   'window_merge',
   'window_partition',
 ]

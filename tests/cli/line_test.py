@@ -249,9 +249,7 @@ def test_the_demo_is_reused(tmp_path, monkeypatch, capsys):
     ),
     steps=3,
   )
-  monkeypatch.setattr(
-    'msba_jax.training.experiment.load_experiment', lambda *_: few
-  )
+  monkeypatch.setattr('msba_jax.training.load.load_experiment', lambda *_: few)
   assert cli.main(['demo', '--directory', str(tmp_path)]) == 0
   assert str(tmp_path / 'report.html') in capsys.readouterr().out
   outputs = ['report.html', 'search.png', 'query.png', 'index/manifest.json']

@@ -78,7 +78,7 @@ def test_a_memory_is_seen_by_every_image(embedder, pictures, meshes, rng):
     progress=False,
   )
   expected, out = direct(embedder, pictures.images, memory)
-  np.testing.assert_allclose(embedded.vectors, expected, atol=1e-6)
+  np.testing.assert_allclose(embedded.vectors, expected, atol=3e-6)
   assert np.abs(np.asarray(out['solo']) - embedded.vectors).max() > 0.01
 
 
