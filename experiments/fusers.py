@@ -39,11 +39,7 @@ from msba_jax.models.fusion_baselines import (
   WeightedFuser,
 )
 from msba_jax.models.mmfuser import FusedBackbone, MMFuser
-from msba_jax.training.experiment import (
-  EvaluationConfig,
-  Experiment,
-  OptimizerConfig,
-)
+from msba_jax.training.experiment import Experiment, OptimizerConfig
 from msba_jax.training.photographs import CLASSES, photographs
 
 # A fuser, and the width of the head that makes the parameters equal.
@@ -82,7 +78,9 @@ def experiment(variant: str) -> Experiment:
     ViTSpec(96, 4, 3, patch=patch, image=48, class_token=False),
     levels=(-1,) if fuser is None else (1, 2, 3, 4),
   )
-  classes = {'photographs': CLASSES, 'scenes': 60}.get(task, _TRAINED_DETAILS)
+  classes = {'photographs': CLASSES, 'scenes': ScenesData.train_classes}.get(
+    task, _TRAINED_DETAILS
+  )
   base = photographs(
     f'fusers_{variant}',
     BackboneOnly(
@@ -106,7 +104,6 @@ def experiment(variant: str) -> Experiment:
     memory_size=0,
     ema_decay=0.99 if name else 0.998,
     evaluate_every=0,
-    evaluation=EvaluationConfig(batch_size=256),
   )
 
 

@@ -175,7 +175,7 @@ def propagate_causal_graph(
   pairs, _ = _pairs(scores, valid)
   total = jnp.sum(graph, axis=-1, keepdims=True)
   own = jnp.broadcast_to(jnp.eye(scores.shape[-1]), graph.shape)
-  normal = jnp.where(total > 0, graph / jnp.where(total > 0, total, 1), own)
+  normal = jnp.where(total > 0, renormalized(graph), own)
   alpha = jnp.broadcast_to(mix, scores.shape[:-2])[..., None, None]
   mixed = alpha * scores + (1 - alpha) * (normal @ scores)
   return renormalized(jnp.where(pairs, mixed, 0))

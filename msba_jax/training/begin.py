@@ -3,10 +3,13 @@
 Attributes:
   begin_pretrained: the first state with the backbone's imported parameters.
   pretrained_backbone: the imported variables of an experiment's backbone.
+  placed: a tree with a node at a path.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from msba_jax.training.experiment import Experiment
 from msba_jax.training.pretrained import Preprocessing, load_pretrained
 from msba_jax.training.state import TrainState
 
-__all__ = ['begin_pretrained', 'pretrained_backbone']
+__all__ = ['begin_pretrained', 'placed', 'pretrained_backbone']
 
 
 def begin_pretrained(experiment: Experiment, state: TrainState) -> TrainState:
@@ -88,7 +91,11 @@ def pretrained_backbone(
   if getattr(module, 'scan', False):
     variables = {name: stack_blocks(x) for name, x in variables.items()}
   found = {
-    name: _inside(tree, path, lambda node, x=variables[name]: _merged(x, node))
+    name: placed(
+      tree,
+      path,
+      _merged(variables[name], functools.reduce(getitem, path, tree)),
+    )
     if name in variables
     else tree
     for name, tree in initial.items()
@@ -166,12 +173,12 @@ def _check_images(
       )
 
 
-def _inside(tree: Any, path: tuple[str, ...], change: Any) -> Any:
-  """The tree with the node at a path changed."""
+def placed(tree: Mapping[str, Any], path: tuple[str, ...], node: Any) -> Any:
+  """The tree with a node at a path, which is made where it is missing."""
   if not path:
-    return change(tree)
+    return node
   first, *rest = path
-  return {**tree, first: _inside(tree[first], tuple(rest), change)}
+  return {**tree, first: placed(tree.get(first, {}), tuple(rest), node)}
 
 
 def _merged(params: Mapping[str, Any], initial: Mapping[str, Any]) -> Any:

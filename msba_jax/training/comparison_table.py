@@ -102,9 +102,8 @@ def comparison_rows(
   rows = []
   for runs in outcomes:
     for mode in _modes(runs):
-      classifies = mode == CLASSIFIER
       own_solo = mode not in ('solo', CLASSIFIER) and 'solo' in _modes(runs)
-      against = (first, mode) if classifies else base
+      against = (first, mode) if mode == CLASSIFIER else base
       rows.append(
         Row(
           experiment=runs[0].experiment,
@@ -114,7 +113,7 @@ def comparison_rows(
           values=all_metrics((runs, mode), None),
           gains=(
             None
-            if against == (runs, mode)
+            if runs is first and mode == against[1]
             else all_metrics((runs, mode), against)
           ),
           mode_gains=(

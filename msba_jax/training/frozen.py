@@ -41,7 +41,7 @@ from msba_jax.data.transforms import normalize_image
 from msba_jax.models.backbones.precomputed import Precomputed
 from msba_jax.models.mmfuser import FusedBackbone
 from msba_jax.retrieval.fingerprint import model_fingerprint
-from msba_jax.training.begin import pretrained_backbone
+from msba_jax.training.begin import placed, pretrained_backbone
 from msba_jax.training.configuration import describe
 from msba_jax.training.experiment import Experiment
 from msba_jax.training.weights import load_weights
@@ -157,16 +157,10 @@ def with_backbone(frozen: Frozen, trained: Mapping[str, Any]) -> dict[str, Any]:
   Returns:
     All collections of the whole model.
   """
-  whole = dict(trained)
-  for name, backbone in frozen.backbone.items():
-    tree = backbone
-    for place in range(len(frozen.path) - 1, -1, -1):
-      node = whole.get(name, {})
-      for key in frozen.path[:place]:
-        node = node.get(key, {})
-      tree = {**node, frozen.path[place]: tree}
-    whole[name] = tree
-  return whole
+  return dict(trained) | {
+    name: placed(trained.get(name, {}), frozen.path, backbone)
+    for name, backbone in frozen.backbone.items()
+  }
 
 
 def _path(model: nn.Module) -> tuple[str, ...]:
