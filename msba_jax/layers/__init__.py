@@ -23,6 +23,12 @@ from msba_jax.layers.attention import (
   attention_weights,
   log_normalizer,
 )
+from msba_jax.layers.bidirectional import (
+  BidirectionalWeights,
+  Messages,
+  bidirectional_messages,
+  bidirectional_weights,
+)
 from msba_jax.layers.causal import (
   GateParams,
   acyclicity_penalty,
@@ -39,12 +45,11 @@ from msba_jax.layers.heads import (
   prompt_alignment,
   prompt_tokens,
   select_heads,
+  tokens_of_masks,
 )
 from msba_jax.layers.in_batch import (
-  Messages,
   attend_across_images,
   attend_joint_tokens,
-  bidirectional_messages,
 )
 from msba_jax.layers.interventions import (
   counterfactual_attention,
@@ -90,6 +95,7 @@ from msba_jax.layers.windows import (
 )
 
 __all__ = [
+  'BidirectionalWeights',
   'ChartKeys',
   'GateParams',
   'ManifoldParams',
@@ -105,6 +111,7 @@ __all__ = [
   'attention_scores',
   'attention_weights',
   'bidirectional_messages',
+  'bidirectional_weights',
   'block_mask',
   'block_topk',
   'causal_graph',
@@ -140,6 +147,7 @@ __all__ = [
   'select_heads',
   'self_mask',
   'sliding_windows',
+  'tokens_of_masks',
   'transitive_influence',
   'window_merge',
   'window_partition',

@@ -210,10 +210,21 @@ def acyclicity_penalty(
 
 def transitive_influence(
   graph: Float[Array, '*b n n'],
-) -> Float[Array, '*b n n']:
-  """G = W + W² + W³: along paths of one, two and three edges."""
-  square = graph @ graph
-  return graph + square + square @ graph
+  *,
+  rows: Float[Array, '*b m n'] | None = None,
+) -> Float[Array, '*b m n']:
+  """G = W + W² + W³: along paths of one, two and three edges.
+
+  Args:
+    graph: W.
+    rows: those of W whose influence is wanted; None is all, which costs more.
+
+  Returns:
+    The rows of G.
+  """
+  rows = graph if rows is None else rows
+  two = rows @ graph
+  return rows + two + two @ graph
 
 
 def _pairs(square: Array, valid: Array | None) -> tuple[Array, Array]:

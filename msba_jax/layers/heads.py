@@ -3,6 +3,7 @@ r"""Choosing attention heads, image by image.
 Attributes:
   head_alignment: how much each head looks where a graph says.
   prompt_tokens: the tokens of a point, a box or a mask.
+  tokens_of_masks: the tokens of a mask of every image.
   prompt_alignment: how much each head looks at some tokens.
   select_heads: factors that keep the best heads.
 
@@ -20,6 +21,7 @@ __all__ = [
   'prompt_alignment',
   'prompt_tokens',
   'select_heads',
+  'tokens_of_masks',
 ]
 
 
@@ -91,6 +93,26 @@ def prompt_tokens(
     y, x = (_overlap(*sizes) for sizes in zip(grid, mask.shape, strict=True))
     found = y @ np.asarray(mask, bool) @ x.T
   return found.reshape(-1)
+
+
+def tokens_of_masks(
+  masks: Bool[Array, 'n height width'], grid: tuple[int, int]
+) -> Bool[Array, 'n t']:
+  """The tokens in which the mask of an image is True anywhere.
+
+  Args:
+    masks: of any size.
+    grid: rows and columns of the tokens.
+
+  Returns:
+    One Boolean a token, row by row.
+  """
+  y, x = (
+    jnp.asarray(_overlap(*sizes), jnp.float32)
+    for sizes in zip(grid, masks.shape[1:], strict=True)
+  )
+  found = jnp.einsum('gh,nhw,vw->ngv', y, masks.astype(jnp.float32), x) > 0
+  return found.reshape(len(masks), -1)
 
 
 def prompt_alignment(

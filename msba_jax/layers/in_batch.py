@@ -1,30 +1,22 @@
 r"""Attention between the images of a batch, region by region.
 
 The r-th regions of all images meet: attention runs over the image axis, with
-parameters shared over regions. Messages travel in both directions: what an
-image reads from the others, and what the others would send to it.
+parameters shared over regions.
 
 Attributes:
-  Messages: the forward and the backward message.
   attend_across_images: what every image reads from the others.
   attend_joint_tokens: every token over all tokens of the images it may see.
-  bidirectional_messages: both directions.
+  Messages, bidirectional_messages: both directions, of `bidirectional`.
 """
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from msba_jax.layers.attention import (
-  attend,
-  attention_scores,
-  log_normalizer,
-  softmax_or_zero,
-  weighted_sum,
-)
+from msba_jax.layers.attention import attend
+from msba_jax.layers.bidirectional import Messages, bidirectional_messages
 from msba_jax.layers.chunked import attend_in_chunks
 from msba_jax.layers.implementations import (
   Implementation,
@@ -37,20 +29,6 @@ __all__ = [
   'attend_joint_tokens',
   'bidirectional_messages',
 ]
-
-
-class Messages(NamedTuple):
-  """What `bidirectional_messages` returns.
-
-  Attributes:
-    forward: (n, r, h, f), what n reads from its context.
-    backward: (n, r, h, f), what its context would send to n.
-    weights: (r, h, n, m), the weights A of the forward message, float32.
-  """
-
-  forward: Array
-  backward: Array
-  weights: Array
 
 
 def attend_across_images(
@@ -201,110 +179,3 @@ def attend_joint_tokens(
       tile=(t, s),
     ).messages
   return message.reshape(n, t, *message.shape[1:])
-
-
-def bidirectional_messages(
-  queries: Float[Array, 'n r h d'],
-  keys: Float[Array, 'm r h d'],
-  values: Float[Array, 'm r h f'],
-  backward_values: Float[Array, 'm r h f'],
-  *,
-  mask: Bool[Array, '#n #m'] | None = None,
-  bias: Float[Array, '#n #m'] | None = None,
-  asking_keys: Float[Array, 'n r h d'] | None = None,
-  foreign_queries: Float[Array, 'j r h d'] | None = None,
-  precision: jax.lax.PrecisionLike = None,
-) -> Messages:
-  r"""What n reads from its context, and what its context would send to n.
-
-  For every region and head,
-
-      A[n,m] = softmax_m(q[n]·k[m]/√d + bias[n,m])
-      B[n,m] = softmax_m(k[n]·q[m]/√d + bias[m,n] − lse[m])
-      forward = Σ_m A[n,m] v[m],    backward = Σ_m B[n,m] v'[m]
-
-  with lse[m] the log-normaliser of m's own row, so that B is A transposed with
-  its rows renormalised. The mask of A is the mask of B as well: an image that n
-  may not look at sends nothing to n.
-
-  The context is the asking images themselves (m = n), or foreign images that
-  do not ask, as those of a memory or of neighbours (m = j), or both, the asking
-  images first (m = n + j). A foreign image has queries, given in
-  `foreign_queries`, and its lse is 0 and its bias stands at [n, m].
-
-  Args:
-    queries: regions of the asking images.
-    keys: regions of the context.
-    values: what is read from the context.
-    backward_values: what the context sends.
-    mask: True where n may look at m; broadcasts.
-    bias: added to the scores of all heads and regions; broadcasts.
-    asking_keys: keys of the asking images; needed only where the context is
-      foreign alone, else they are the first n of `keys`.
-    foreign_queries: queries of the foreign images, the last j of the context.
-    precision: of the matrix products, as in `jax.lax.dot_general`.
-
-  Returns:
-    Both messages in the dtype of the values, and the weights A. A row that may
-    look at nobody is zero.
-
-  Raises:
-    ValueError: the context is neither the asking images, nor the foreign ones,
-      nor both; or asking keys are missing.
-    TypeError: the mask is not Boolean.
-  """
-  n, m = queries.shape[0], keys.shape[0]
-  foreign = 0 if foreign_queries is None else foreign_queries.shape[0]
-  if m not in (foreign, n + foreign):
-    raise ValueError(
-      f'a context of {m} images is neither the {foreign} foreign ones nor '
-      f'these after the {n} asking ones'
-    )
-  if foreign and asking_keys is None and m == foreign:
-    raise ValueError('a context of foreign images alone needs asking_keys')
-  askers = m - foreign
-  if asking_keys is None:
-    asking_keys = keys[:n]
-  context_queries = queries[:askers]
-  if foreign_queries is not None:
-    context_queries = jnp.concatenate([context_queries, foreign_queries])
-
-  by_region = [
-    jnp.swapaxes(x, 0, 1)
-    for x in (queries, keys, values, asking_keys, context_queries)
-  ]
-  q, k, v, k_asking, q_context = by_region
-  scores = attention_scores(q, k, mask=mask, bias=bias, precision=precision)
-  back_scores = attention_scores(
-    k_asking,
-    q_context,
-    mask=mask,
-    bias=_backward_bias(log_normalizer(scores), bias, askers, n, m),
-    precision=precision,
-  )
-  weights = softmax_or_zero(scores)
-  forward = weighted_sum(weights, v, precision=precision)
-  backward = weighted_sum(
-    softmax_or_zero(back_scores),
-    jnp.swapaxes(backward_values, 0, 1),
-    precision=precision,
-  )
-  return Messages(
-    jnp.swapaxes(forward, 0, 1), jnp.swapaxes(backward, 0, 1), weights
-  )
-
-
-def _backward_bias(
-  lse: Array, bias: Array | None, askers: int, n: int, m: int
-) -> Array:
-  """bias[m,n] − lse[m] for those who ask, bias[n,m] for the foreign."""
-  # An image that looks at nobody has an empty column in A: it sends nothing.
-  column = jnp.where(lse == -jnp.inf, -jnp.inf, -lse)[..., :askers]
-  column = jnp.pad(column, [(0, 0)] * (lse.ndim - 1) + [(0, m - askers)])
-  column = jnp.broadcast_to(column[..., None, :], (*column.shape[:-1], n, m))
-  if bias is None:
-    return column
-  bias = jnp.broadcast_to(bias, (n, m))
-  if askers:
-    bias = jnp.concatenate([bias[:, :n].T, bias[:, n:]], axis=1)
-  return column + jnp.broadcast_to(bias, column.shape)

@@ -3,13 +3,14 @@
 Every metric loss is called as `loss(embeddings (n, e), labels (n,), *, ...)`,
 those over proxies with `proxies (c, e)` as third argument. `valid (n,)` is
 False for padded images, which have exactly zero influence and zero gradient.
-An anchor without a positive counts zero. `msba_losses` and `solo_losses` turn a
-loss into the terms of an objective.
+An anchor without a positive counts zero. `msba_losses`, `solo_losses` and
+`castle_losses` turn a loss into the terms of an objective.
 
 Letters of the axes are those of `msba_jax.layers`: `n` images, `m` what they
 meet, `e` embedding, `c` classes.
 """
 
+from msba_jax.losses.causal import castle_losses, counterfactual_effect
 from msba_jax.losses.classification import label_smoothed_cross_entropy
 from msba_jax.losses.consistency import solo_consistency
 from msba_jax.losses.contrastive import nt_xent, supervised_contrastive
@@ -47,6 +48,8 @@ __all__ = [
   'Reduction',
   'arcface',
   'batch_hard_triplet',
+  'castle_losses',
+  'counterfactual_effect',
   'label_smoothed_cross_entropy',
   'masked_mean',
   'mean_over_anchors',

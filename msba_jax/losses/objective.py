@@ -107,7 +107,7 @@ def msba_losses(
     LossTerm(f'metric_{key}', 0.5, _stream_term(loss, (key,), reduce))
     for key in streams
   ]
-  _check_weight(consistency=consistency)
+  check_weight(consistency=consistency)
   if consistency > 0:
     terms.append(LossTerm('consistency', consistency, _consistency_term))
   return (
@@ -155,7 +155,7 @@ def solo_losses(
 def _classification_terms(
   weight: float, classifier: Callable[..., Array], streams: tuple[str, ...]
 ) -> tuple[LossTerm, ...]:
-  _check_weight(classification_weight=weight)
+  check_weight(classification_weight=weight)
   if weight == 0:
     return ()
   function = _stream_term(classifier, streams, mean_over_images)
@@ -203,7 +203,7 @@ def _name(loss: Callable[..., Array]) -> str:
   return getattr(loss, '__name__', repr(loss))
 
 
-def _check_weight(**weights: float) -> None:
+def check_weight(**weights: float) -> None:
   for name, weight in weights.items():
     if not weight >= 0:
       raise ValueError(f'{name} must not be negative: {name}={weight}')

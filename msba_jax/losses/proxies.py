@@ -70,7 +70,7 @@ def proxy_anchor(
   """
   check_labels(embeddings, labels)
   check_positive(alpha=alpha)
-  cosines = _proxy_cosines(embeddings, proxies, valid)
+  cosines = proxy_cosines(embeddings, proxies, valid)
   targets = class_targets(labels, proxies.shape[0], valid=valid)
   foreign = ~targets if valid is None else ~targets & valid[:, None]
   pull = masked_log_one_plus_sum_exp(
@@ -127,7 +127,7 @@ def arcface(
   check_positive(scale=scale)
   if not 0 <= margin <= math.pi:
     raise ValueError(f'{margin=} must lie between 0 and π')
-  cosines = _proxy_cosines(embeddings, proxies, valid)
+  cosines = proxy_cosines(embeddings, proxies, valid)
   # The root has an infinite slope at θ = 0 and θ = π: below the rounding of
   # the cosine it is held constant.
   floor = jnp.finfo(cosines.dtype).eps
@@ -184,13 +184,13 @@ def normalized_softmax(
   """
   check_labels(embeddings, labels)
   check_positive(temperature=temperature)
-  logits = _proxy_cosines(embeddings, proxies, valid) / temperature
+  logits = proxy_cosines(embeddings, proxies, valid) / temperature
   return label_smoothed_cross_entropy(
     logits, labels, smoothing=smoothing, valid=valid
   )
 
 
-def _proxy_cosines(
+def proxy_cosines(
   embeddings: Array, proxies: Array, valid: Array | None
 ) -> Array:
   return cosine_similarities(

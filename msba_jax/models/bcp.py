@@ -6,14 +6,17 @@ Attributes:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from msba_jax.layers.in_batch import bidirectional_messages
+from msba_jax.layers.attention import weighted_sum
+from msba_jax.layers.bidirectional import bidirectional_weights
+from msba_jax.layers.heads import head_alignment, select_heads
+from msba_jax.layers.interventions import counterfactual_weights
 from msba_jax.models.blocks import (
   FeedForward,
   KeyProjection,
@@ -32,7 +35,7 @@ class ContextKeys(NamedTuple):
     asks: whether the asking images are the first n of the context.
     foreign: (l, j, r, d) of images that do not ask, or None.
     mask: (1, m), True takes part.
-    bias: (n, m) or None.
+    bias: (n, m), or (l, n, m) one a level, or None.
   """
 
   asks: bool
@@ -68,13 +71,17 @@ def context_keys(context: AnyContext, n: int) -> ContextKeys | None:
     return ContextKeys(True, None, context.valid[None], context.bias)
   bias = None
   if context.bias is not None or memory.bias is not None:
-    size = memory.valid.shape[0]
+    parts = [
+      jnp.zeros((n, size)) if part is None else part
+      for part, size in (
+        (context.bias, n),
+        (memory.bias, memory.valid.shape[0]),
+      )
+    ]
+    lead = max((part.shape[:-2] for part in parts), key=len)
     bias = jnp.concatenate(
-      [
-        jnp.zeros((n, n)) if context.bias is None else context.bias,
-        jnp.zeros((n, size)) if memory.bias is None else memory.bias,
-      ],
-      axis=1,
+      [jnp.broadcast_to(part, (*lead, *part.shape[-2:])) for part in parts],
+      axis=-1,
     )
   mask = jnp.concatenate([context.valid, memory.valid])[None]
   return ContextKeys(True, memory.regions, mask, bias)
@@ -96,17 +103,45 @@ class BidirectionalContext(nn.Module):
     num_heads: number of heads.
     ratio: width of the feed-forward over that of a region.
     keys: makes the module of the keys; None is a plain projection.
+    keep_heads: how many heads an image keeps, those which look where the graph
+      says it depends on others; None is all.
+    reweigh: `(weights, values, mask) → weights` of the forward message, over
+      leading axes of levels and regions; None leaves them.
+    contrast: weights that say nothing, whose regions are told beside in
+      training, where there is a key 'dropout'; None for none.
   """
 
   num_heads: int = 4
   ratio: int = 4
   keys: KeyProjection | None = None
+  keep_heads: int | None = None
+  reweigh: nn.Module | None = None
+  contrast: Literal['permuted', 'uniform', 'random'] | None = None
 
   @nn.compact
   def __call__(
-    self, regions: Float[Array, 'l n r d'], context: AnyContext
+    self,
+    regions: Float[Array, 'l n r d'],
+    context: AnyContext,
+    *,
+    influence: Float[Array, 'l n m'] | None = None,
+    heads: Float[Array, 'n h'] | None = None,
+    regate: Callable[[Array], Array] | None = None,
   ) -> tuple[Float[Array, 'l n r d'], dict[str, Array]]:
-    """Returns regions of the same shape, and the weights (l, r, h, n, m)."""
+    """Lets regions look at a context.
+
+    Args:
+      regions: of the asking images.
+      context: whom they may look at.
+      influence: how much image n depends on m, by which heads are chosen.
+      heads: factors of the heads that were chosen before.
+      regate: factors (n, h) of heads to the regions that messages are added to;
+        None takes `regions`.
+
+    Returns:
+      Regions of the same shape, and `attention` (l, r, h, n, m); `heads` (n, h)
+      where they are chosen, `counterfactual` regions where there is a contrast.
+    """
     levels, n, r, features = regions.shape
     keys_of = context_keys(context, n)
     if keys_of is None:
@@ -131,39 +166,87 @@ class BidirectionalContext(nn.Module):
       parts += [other] if other is not None else []
       return jnp.concatenate(parts)
 
-    messages = bidirectional_messages(
+    values, back_values = (
+      jnp.swapaxes(answering(*x), 0, 1)
+      for x in ((v, foreign_v), (v_back, foreign_back))
+    )
+    weights, back_weights = bidirectional_weights(
       q,
       answering(k, foreign_k),
-      answering(v, foreign_v),
-      answering(v_back, foreign_back),
       mask=keys_of.mask,
-      bias=keys_of.bias,
+      bias=_of_regions(keys_of.bias, r),
       asking_keys=k,
       foreign_queries=foreign_q,
     )
-    updated = asking
-    for name, message in (
-      ('forward', messages.forward),
-      ('backward', messages.backward),
-    ):
-      message = message.reshape(asking.shape)
-      gate = FeedForward(features // 2, features, name=f'gate_{name}')(
-        jnp.concatenate([asking, message], axis=-1)
+    if self.reweigh is not None:
+      weights = self.reweigh(weights, values, keys_of.mask)
+    attention = weights.reshape(levels, r, *weights.shape[1:])
+    aux = {'attention': attention}
+    looks = jnp.any(keys_of.mask, axis=-1)
+    if heads is None and self.keep_heads is not None and influence is not None:
+      heads = _chosen(attention, influence, self.keep_heads)
+      heads = jnp.where(looks[:, None], heads, 1)
+    if heads is not None:
+      aux['heads'] = heads
+      regions = regions if regate is None else regate(heads)
+    finish = self._finish(features, looks)
+
+    def updated(weights: Array, back_weights: Array) -> Array:
+      messages = (
+        jnp.swapaxes(weighted_sum(weights, values), 0, 1),
+        jnp.swapaxes(weighted_sum(back_weights, back_values), 0, 1),
       )
-      sent = nn.Dense(
-        features,
-        use_bias=False,
-        kernel_init=small_init,
-        name=f'out_{name}',
-      )(message)
-      updated = updated + jax.nn.sigmoid(gate) * sent
-    has_context = jnp.any(keys_of.mask, axis=-1)[:, None, None]
-    inner = FeedForward(
+      if heads is not None:
+        factors = heads[:, None, :, None].astype(regions.dtype)
+        messages = tuple(message * factors for message in messages)
+      messages = (x.reshape(asking.shape) for x in messages)
+      return _by_level(finish(_by_image(regions), *messages), levels)
+
+    if self.contrast is not None and self.has_rng('dropout'):
+      key = self.make_rng('dropout')
+      allowed = jnp.broadcast_to(keys_of.mask, weights.shape[-2:])
+      if keys_of.asks:
+        allowed &= ~jnp.eye(*allowed.shape, dtype=jnp.bool_)
+      # One key: both directions take the rows of the same images.
+      aux['counterfactual'] = updated(
+        *(
+          counterfactual_weights(key, x, kind=self.contrast, mask=allowed)
+          for x in (weights, back_weights)
+        )
+      )
+    return updated(weights, back_weights), aux
+
+  def _finish(
+    self, features: int, looks: Array
+  ) -> Callable[[Array, Array, Array], Array]:
+    """What adds the messages to regions, with parameters made once."""
+    directions = ('forward', 'backward')
+    gates = [
+      FeedForward(features // 2, features, name=f'gate_{name}')
+      for name in directions
+    ]
+    outs = [
+      nn.Dense(
+        features, use_bias=False, kernel_init=small_init, name=f'out_{name}'
+      )
+      for name in directions
+    ]
+    norm = nn.LayerNorm(name='norm_feed_forward')
+    feed_forward = FeedForward(
       self.ratio * features, outer_init=small_init, name='feed_forward'
-    )(nn.LayerNorm(name='norm_feed_forward')(updated))
-    updated = updated + jnp.where(has_context, inner, 0)
-    weights = messages.weights.reshape(levels, r, *messages.weights.shape[1:])
-    return _by_level(updated, levels), {'attention': weights}
+    )
+
+    def finish(asking: Array, forward: Array, backward: Array) -> Array:
+      updated = asking
+      for gate, out, message in zip(
+        gates, outs, (forward, backward), strict=True
+      ):
+        opened = gate(jnp.concatenate([asking, message], axis=-1))
+        updated = updated + jax.nn.sigmoid(opened) * out(message)
+      inner = feed_forward(norm(updated))
+      return updated + jnp.where(looks[:, None, None], inner, 0)
+
+    return finish
 
   def _queries_keys(self, features: int) -> Callable[[Array], Array]:
     """Queries and keys side by side; both are called more than once."""
@@ -185,6 +268,19 @@ def has_context(context: AnyContext, n: int) -> Bool[Array, ' n']:
   if keys_of is None:
     return jnp.zeros((n,), jnp.bool_)
   return jnp.broadcast_to(jnp.any(keys_of.mask, axis=-1), (n,))
+
+
+def _chosen(attention: Array, influence: Array, keep: int) -> Array:
+  """Factors (n, h) of the heads that look where an image depends on others."""
+  scores = head_alignment(jnp.mean(attention, axis=1), influence)
+  return select_heads(jnp.sum(scores, axis=0), keep)
+
+
+def _of_regions(bias: Array | None, r: int) -> Array | None:
+  """(l, n, m) to (l · r, 1, n, m): all heads, the regions of each level."""
+  if bias is None or bias.ndim == 2:
+    return bias
+  return jnp.repeat(bias, r, axis=0)[:, None]
 
 
 def _by_image(regions: Array) -> Array:

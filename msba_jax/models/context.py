@@ -14,9 +14,11 @@ Attributes:
   Solo, solo: no context.
   Context: foreign regions that answer and do not ask.
   BatchContext, batch: the images of the batch, beside them an optional memory.
+  map_regions: a context with other regions.
   MemoryBank, create_memory, push_memory: the bank, state in and out.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -31,6 +33,7 @@ __all__ = [
   'Solo',
   'batch',
   'create_memory',
+  'map_regions',
   'push_memory',
   'solo',
 ]
@@ -46,7 +49,7 @@ class Context(NamedTuple):
   Attributes:
     regions: (l, m, r, d), unprojected, as `out['regions']` of a model.
     valid: (m,), False is padding and has no influence.
-    bias: (n, m) added to the scores, or None.
+    bias: (n, m) added to the scores, or (l, n, m) one a level, or None.
   """
 
   regions: Array
@@ -60,7 +63,7 @@ class BatchContext(NamedTuple):
   Attributes:
     valid: (n,), whether image n may be looked at.
     memory: foreign images beside it, or None.
-    bias: (n, n) added to the scores among the batch, or None.
+    bias: (n, n) or (l, n, n) added to the scores among the batch, or None.
   """
 
   valid: Array
@@ -76,7 +79,7 @@ def batch(
   valid: Bool[Array, ' n'],
   *,
   memory: 'Context | MemoryBank | None' = None,
-  bias: Float[Array, 'n n'] | None = None,
+  bias: Float[Array, '*l n n'] | None = None,
 ) -> BatchContext:
   """The images of the batch are the context of each of them.
 
@@ -87,7 +90,7 @@ def batch(
   Args:
     valid: False for padding.
     memory: foreign images to look at beside the batch.
-    bias: added to the scores among the batch.
+    bias: added to the scores among the batch, of all levels or one a level.
 
   Returns:
     The context.
@@ -95,6 +98,17 @@ def batch(
   if isinstance(memory, MemoryBank):
     memory = memory.context()
   return BatchContext(valid, memory, bias)
+
+
+def map_regions(
+  function: Callable[[Array], Array], context: AnyContext
+) -> AnyContext:
+  """Applies a function to the regions of the foreign images of a context."""
+  if isinstance(context, Context):
+    return context._replace(regions=function(context.regions))
+  if isinstance(context, BatchContext) and context.memory is not None:
+    return context._replace(memory=map_regions(function, context.memory))
+  return context
 
 
 class MemoryBank(NamedTuple):

@@ -1,8 +1,12 @@
 r"""The batch graph of MSBA: how much an image looks at another, by content.
 
+A graph is called as `graph(context, solo, levels=…, embed=…)`; it returns the
+same context with a bias, and what later stages may want to know of it.
+
 Attributes:
   ContentGraph: the stage.
-  weigh_context: puts a graph into the bias of a context.
+  OWN: bias of an image towards itself.
+  add_bias: the sum of two biases, of which one may be None.
 """
 
 from collections.abc import Callable
@@ -14,10 +18,10 @@ from jaxtyping import Array, Float
 from msba_jax.models.blocks import positive_parameter
 from msba_jax.models.context import AnyContext, BatchContext, Context
 
-__all__ = ['ContentGraph', 'weigh_context']
+__all__ = ['OWN', 'ContentGraph', 'add_bias']
 
 # Finite: an image that is alone still attends to itself.
-_OWN = -1e4
+OWN = -1e4
 
 
 class ContentGraph(nn.Module):
@@ -29,6 +33,9 @@ class ContentGraph(nn.Module):
   are what the loss itself shapes. With them the untrained system already is the
   training-free neighbour refinement, and learns from there.
 
+  Among the images of a batch an image looks at itself only if it may look at
+  nobody else: as in the mode `neighbours`, where it is not its own neighbour.
+
   Attributes:
     scale: s at first.
   """
@@ -37,49 +44,53 @@ class ContentGraph(nn.Module):
 
   @nn.compact
   def __call__(
-    self, asking: Float[Array, 'n e'], answering: Float[Array, 'm e']
-  ) -> tuple[Float[Array, 'n m'], dict[str, Array]]:
-    """Returns the bias, and s as auxiliary."""
+    self,
+    context: AnyContext,
+    solo: Float[Array, 'n e'],
+    *,
+    levels: int,
+    embed: Callable[[Array], Array],
+  ) -> tuple[AnyContext, dict[str, Array]]:
+    """Adds the graph to the bias of a context.
+
+    Args:
+      context: without the graph.
+      solo: embeddings of the asking images.
+      levels: of the pyramid, which share the bias.
+      embed: regions (l, m, r, d) of foreign images to embeddings (m, e).
+
+    Returns:
+      The same context with a bias, and s as auxiliary.
+    """
+    del levels
     scale = positive_parameter(self, 'scale', self.scale)
-    products = jnp.einsum('ne,me->nm', asking, answering)
-    return scale * products.astype(jnp.float32), {'scale': scale}
+
+    def weigh(answering: Array) -> Array:
+      products = jnp.einsum('ne,me->nm', solo, answering)
+      return scale * products.astype(jnp.float32)
+
+    def foreign(context: Context) -> Context:
+      bias = weigh(embed(context.regions))
+      return context._replace(bias=add_bias(context.bias, bias))
+
+    aux = {'scale': scale}
+    if isinstance(context, Context):
+      return foreign(context), aux
+    if not isinstance(context, BatchContext):
+      return context, {}  # solo, or what the next stage says is no context
+    bias = weigh(solo) + OWN * jnp.eye(solo.shape[0])
+    memory = None if context.memory is None else foreign(context.memory)
+    return BatchContext(
+      context.valid, memory, add_bias(context.bias, bias)
+    ), aux
 
 
-def weigh_context(
-  context: AnyContext,
-  solo: Float[Array, 'n e'],
-  *,
-  graph: Callable[[Array, Array], tuple[Array, dict[str, Array]]],
-  embed: Callable[[Array], Array],
-) -> tuple[AnyContext, dict[str, Array]]:
-  """Adds a graph to the bias of a context.
-
-  Among the images of a batch an image looks at itself only if it may look at
-  nobody else: as in the mode `neighbours`, where it is not its own neighbour.
-
-  Args:
-    context: without the graph.
-    solo: embeddings of the asking images.
-    graph: of two sets of embeddings.
-    embed: regions (l, m, r, d) of foreign images to embeddings (m, e).
-
-  Returns:
-    The same context with a bias, and what the graph tells of itself.
-  """
-
-  def weigh(foreign: Context) -> tuple[Context, dict[str, Array]]:
-    bias, aux = graph(solo, embed(foreign.regions))
-    return foreign._replace(bias=_sum(foreign.bias, bias)), aux
-
-  if isinstance(context, Context):
-    return weigh(context)
-  if not isinstance(context, BatchContext):
-    return context, {}  # solo, or what the next stage says is no context
-  memory = None if context.memory is None else weigh(context.memory)[0]
-  bias, aux = graph(solo, solo)
-  bias = _sum(context.bias, bias + _OWN * jnp.eye(solo.shape[0]))
-  return BatchContext(context.valid, memory, bias), aux
-
-
-def _sum(bias: Array | None, more: Array) -> Array:
-  return more if bias is None else bias + more
+def add_bias(bias: Array | None, more: Array) -> Array:
+  """A bias of all levels, or of each, and another."""
+  if bias is None:
+    return more
+  rank = max(bias.ndim, more.ndim)
+  bias, more = (
+    x.reshape((1,) * (rank - x.ndim) + x.shape) for x in (bias, more)
+  )
+  return bias + more

@@ -5,19 +5,27 @@ Attributes:
   msba: the system with its defaults.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from msba_jax.layers.heads import select_heads
 from msba_jax.models.bcp import BidirectionalContext, has_context
 from msba_jax.models.blocks import Images, KeyProjection
 from msba_jax.models.caf import ContentAdaptiveFusion
 from msba_jax.models.cfi import CrossLevelIntegration
-from msba_jax.models.context import AnyContext, Solo, batch, solo
-from msba_jax.models.graph import ContentGraph, weigh_context
+from msba_jax.models.context import (
+  AnyContext,
+  Solo,
+  batch,
+  map_regions,
+  solo,
+)
+from msba_jax.models.graph import ContentGraph
 from msba_jax.models.msw import MultiScaleWindows
 
 __all__ = ['MSBA', 'msba']
@@ -38,8 +46,11 @@ class MSBA(nn.Module):
     bcp: (regions, context) to regions of the same shape.
     cfi: regions to (n, d).
     caf: (solo, context or None) to (n, e), unit norm.
-    graph: solo embeddings (n, e), (m, e) to a bias (n, m) of the context, or
-      None.
+    graph: gives the context a bias, or None. See `models.graph`. What it tells
+      as `influence` reaches BCP, and what it tells as `dependents` CFI.
+    join: for an `msw` that keeps its parts apart: (parts, factors (n, h) of
+      heads or None) to regions. Then `out['regions']`, `encode` and contexts
+      hold the parts, and heads may be chosen by a graph or a prompt.
     num_classes: rows of the shared head `out['proxies']`; 0 is no head.
   """
 
@@ -49,6 +60,7 @@ class MSBA(nn.Module):
   cfi: nn.Module
   caf: nn.Module
   graph: nn.Module | None = None
+  join: nn.Module | None = None
   num_classes: int = 0
 
   contextual = True
@@ -67,6 +79,7 @@ class MSBA(nn.Module):
     images: Images,
     *,
     context: AnyContext = solo,
+    prompt: Bool[Array, 'n height width'] | None = None,
     train: bool = False,
   ) -> tuple[Float[Array, 'n e'], Output]:
     """Embeds images.
@@ -74,6 +87,8 @@ class MSBA(nn.Module):
     Args:
       images: normalised, or what the backbone takes.
       context: whom they may look at.
+      prompt: a mask over each image, of any size: heads are chosen by how much
+        they look at it. Needs `join` and `bcp.keep_heads`.
       train: for backbones that behave differently in training.
 
     Returns:
@@ -81,15 +96,30 @@ class MSBA(nn.Module):
       `out`:
 
       - `solo`, `context` (n, e): unit norm;
+      - `counterfactual` (n, e): the context stream with weights that say
+        nothing, if `bcp` makes one;
       - `regions` (l, n, r, d): before context, as a `Context` takes them;
       - `memory`: the same without gradient, for `push_memory`;
       - `attention` (l, r, h, n, m), or None without a context;
       - `proxies` (c, e) or None;
       - `aux`: what each stage tells of itself.
+
+    Raises:
+      ValueError: there is a prompt, and the model chooses no heads.
     """
     levels = self.backbone(images, train=train)
-    regions, aux = self.msw(levels)
-    embeddings, out = self.refine(regions, context=context)
+    if prompt is None:
+      regions, aux = self.msw(levels)
+      embeddings, out = self.refine(regions, context=context)
+    else:
+      keep = getattr(self.bcp, 'keep_heads', None)
+      if self.join is None or keep is None:
+        raise ValueError(
+          'a prompt chooses heads: the model needs `join` and `bcp.keep_heads`'
+        )
+      regions, aux = self.msw(levels, prompt=prompt)
+      heads = select_heads(aux['prompt'], keep)
+      embeddings, out = self.refine(regions, context=context, heads=heads)
     out['aux']['msw'] = aux
     return embeddings, out
 
@@ -101,29 +131,56 @@ class MSBA(nn.Module):
     return self.msw(self.backbone(images, train=False))[0]
 
   def refine(
-    self, regions: Float[Array, 'l n r d'], *, context: AnyContext = solo
+    self,
+    regions: Float[Array, 'l n r d'],
+    *,
+    context: AnyContext = solo,
+    heads: Float[Array, 'n h'] | None = None,
   ) -> tuple[Float[Array, 'n e'], Output]:
-    """Embeds regions in a context; returns as `__call__` does."""
+    """Embeds regions in a context; returns as `__call__` does.
+
+    Args:
+      regions: as `encode` gives them.
+      context: whom they may look at.
+      heads: factors of the heads of each image, for a model with `join`.
+    """
+    levels, n = regions.shape[:2]
     if self.is_initializing() and isinstance(context, Solo):
       # Every parameter is made, whatever context the first call has.
-      self.refine(regions, context=batch(jnp.ones(regions.shape[1], bool)))
-    pooled, cfi_aux = self.cfi(regions)
+      self.refine(regions, context=batch(jnp.ones(n, bool)))
+    seen, chosen = regions, {}
+    if self.join is not None:
+      seen = self.join(regions, heads)
+      context = map_regions(self.join, context)
+      regate = functools.partial(self.join, regions)
+      chosen = {'heads': heads, 'regate': regate}
+    pooled, cfi_aux = self.cfi(seen)
     alone, _ = self.caf(pooled, None)
     graph_aux = {}
     if self.graph is not None:
-      context, graph_aux = weigh_context(
-        context, alone, graph=self.graph, embed=self._embed
+      context, graph_aux = self.graph(
+        context, alone, levels=levels, embed=self._embed
       )
-    updated, bcp_aux = self.bcp(regions, context)
-    together, caf_aux = alone, {}
+    if 'influence' in graph_aux:
+      chosen['influence'] = graph_aux['influence']
+    updated, bcp_aux = self.bcp(seen, context, **chosen)
+    told = {k: v for k, v in graph_aux.items() if k == 'dependents'}
+    together, caf_aux, beside = alone, {}, {}
     if not isinstance(context, Solo):
-      context_pooled, _ = self.cfi(updated)
-      together, caf_aux = self.caf(pooled, context_pooled)
-      looks = has_context(context, regions.shape[1])[:, None]
-      together = jnp.where(looks, together, alone)
+      looks = has_context(context, n)[:, None]
+
+      def fused(updated: Array) -> tuple[Array, dict[str, Array]]:
+        context_pooled, _ = self.cfi(updated, **told)
+        together, aux = self.caf(pooled, context_pooled)
+        return jnp.where(looks, together, alone), aux
+
+      together, caf_aux = fused(updated)
+      if 'counterfactual' in bcp_aux:
+        beside['counterfactual'], _ = fused(bcp_aux.pop('counterfactual'))
     out: Output = {
       'solo': alone,
       'context': together,
+      **beside,
       'regions': regions,
       'memory': jax.lax.stop_gradient(regions),
       'attention': bcp_aux.get('attention'),

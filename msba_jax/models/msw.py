@@ -2,15 +2,17 @@
 
 Attributes:
   MultiScaleWindows: the stage.
+  JoinedHeads: regions of pooled windows and messages that were kept apart.
 """
 
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from msba_jax.layers.attention import attend
+from msba_jax.layers.attention import attend, attention_weights
+from msba_jax.layers.heads import prompt_alignment, tokens_of_masks
 from msba_jax.layers.pooling import generalized_mean_windows, region_partition
 from msba_jax.layers.windows import Windows, window_partition
 from msba_jax.models.blocks import (
@@ -20,7 +22,7 @@ from msba_jax.models.blocks import (
   split_heads,
 )
 
-__all__ = ['MultiScaleWindows']
+__all__ = ['JoinedHeads', 'MultiScaleWindows']
 
 
 class MultiScaleWindows(nn.Module):
@@ -38,6 +40,9 @@ class MultiScaleWindows(nn.Module):
     parts: partitions of the grid.
     attend: the attention function.
     keys: makes the module of the keys; None is a plain projection.
+    apart: gives the pooled window and the messages of the heads side by side,
+      of twice the width, so that `JoinedHeads` can choose among the heads when
+      more is known.
   """
 
   features: int = 64
@@ -45,24 +50,43 @@ class MultiScaleWindows(nn.Module):
   parts: Sequence[int] = (1, 2, 3)
   attend: Callable[..., Array] = attend
   keys: KeyProjection | None = None
+  apart: bool = False
 
   @nn.compact
   def __call__(
-    self, levels: Sequence[Float[Array, 'n _ _ _']]
+    self,
+    levels: Sequence[Float[Array, 'n _ _ _']],
+    *,
+    prompt: Bool[Array, 'n height width'] | None = None,
   ) -> tuple[Float[Array, 'l n r d'], dict[str, Array]]:
-    """Returns the regions, and the powers of the pooling as auxiliary."""
-    regions = [
-      WindowedLevel(
-        self.features,
-        self.num_heads,
-        tuple(self.parts),
-        self.attend,
-        self.keys,
-        name=f'level_{i}',
-      )(grid)
-      for i, grid in enumerate(levels)
-    ]
-    return jnp.stack(regions), {}
+    """Makes regions of grids.
+
+    Args:
+      levels: grids, fine to coarse.
+      prompt: a mask over each image, of any size.
+
+    Returns:
+      The regions, and with a prompt `prompt` (n, h): how much of the attention
+      of each head lies inside of it, the mean over levels.
+    """
+    regions, inside = zip(
+      *(
+        WindowedLevel(
+          self.features,
+          self.num_heads,
+          tuple(self.parts),
+          self.attend,
+          self.keys,
+          self.apart,
+          name=f'level_{i}',
+        )(grid, prompt)
+        for i, grid in enumerate(levels)
+      ),
+      strict=True,
+    )
+    if prompt is None:
+      return jnp.stack(regions), {}
+    return jnp.stack(regions), {'prompt': jnp.mean(jnp.stack(inside), axis=0)}
 
 
 class WindowedLevel(nn.Module):
@@ -76,6 +100,7 @@ class WindowedLevel(nn.Module):
     parts: partitions of the grid.
     attend: the attention function.
     keys: makes the module of the keys; None is a plain projection.
+    apart: gives pooled windows and messages side by side.
   """
 
   features: int
@@ -83,10 +108,13 @@ class WindowedLevel(nn.Module):
   parts: tuple[int, ...]
   attend: Callable[..., Array] = attend
   keys: KeyProjection | None = None
+  apart: bool = False
 
   @nn.compact
-  def __call__(self, grid: Array) -> Array:
-    """(n, y, x, _) to (n, r, features)."""
+  def __call__(
+    self, grid: Array, prompt: Array | None = None
+  ) -> tuple[Array, Array | None]:
+    """Regions (n, r, features), and how heads look at a prompt, (n, h)."""
     n, height, width, channels = grid.shape
     grid = grid.reshape(n, height * width, channels)
     project = nn.Dense(self.features, name='project')
@@ -96,6 +124,13 @@ class WindowedLevel(nn.Module):
       self.keys,
       grid=(height, width),
     )
+    looks = None
+    if prompt is not None:
+      tokens = tokens_of_masks(prompt, (height, width))
+      asking, answering = (
+        split_heads(x, self.num_heads) for x in projected[:2]
+      )
+      looks = prompt_alignment(attention_weights(asking, answering), tokens)
     projected = jnp.concatenate(projected, axis=-1)
     partition = region_partition(height, width, parts=self.parts)
     messages = jnp.concatenate(
@@ -105,8 +140,11 @@ class WindowedLevel(nn.Module):
     pooled = nn.LayerNorm(name='norm_pooled')(
       generalized_mean_windows(grid, partition, power)
     )
+    if self.apart:
+      return jnp.concatenate([project(pooled), messages], axis=-1), looks
     message = nn.Dense(self.features, name='out')(messages)
-    return nn.LayerNorm(name='norm_regions')(project(pooled) + message)
+    regions = nn.LayerNorm(name='norm_regions')(project(pooled) + message)
+    return regions, looks
 
   def _inside(self, projected: Array, windows: Windows) -> Array:
     """Mean message inside every window: (n, t, 3 d) to (n, w, d)."""
@@ -121,3 +159,38 @@ class WindowedLevel(nn.Module):
     message = message.reshape(*parts.shape[:-1], self.features)
     share = windows.valid / windows.valid.sum(axis=1, keepdims=True)
     return jnp.einsum('ws,nwsd->nwd', jnp.asarray(share, 'f4'), message)
+
+
+class JoinedHeads(nn.Module):
+  """The last layers of `MultiScaleWindows`, when it keeps its parts apart.
+
+      region = norm(pooled + W (factors ∘ heads))
+
+  With factors of one it is what `MultiScaleWindows` gives by itself.
+
+  Attributes:
+    num_heads: as in `MultiScaleWindows`.
+  """
+
+  num_heads: int = 4
+
+  @nn.compact
+  def __call__(
+    self,
+    parts: Float[Array, 'l n r 2*d'],
+    factors: Float[Array, 'n h'] | None = None,
+  ) -> Float[Array, 'l n r d']:
+    """Regions of parts, with some heads of each image stronger than others."""
+    pooled, messages = jnp.split(parts, 2, axis=-1)
+    if factors is not None:
+      heads = split_heads(messages, self.num_heads)
+      weights = factors[None, :, None, :, None].astype(heads.dtype)
+      messages = (heads * weights).reshape(messages.shape)
+    return jnp.stack(
+      [
+        nn.LayerNorm(name=f'norm_{i}')(
+          level + nn.Dense(level.shape[-1], name=f'out_{i}')(message)
+        )
+        for i, (level, message) in enumerate(zip(pooled, messages, strict=True))
+      ]
+    )

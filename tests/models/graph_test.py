@@ -9,7 +9,7 @@ import pytest
 
 from msba_jax.layers.attention import attention_weights
 from msba_jax.models.context import Context, MemoryBank, batch, solo
-from msba_jax.models.graph import ContentGraph, weigh_context
+from msba_jax.models.graph import ContentGraph, add_bias
 from tests.models.conftest import initialised
 
 
@@ -20,27 +20,37 @@ def solos(rng):
   return jnp.asarray(vectors / np.linalg.norm(vectors, axis=1)[:, None], 'f4')
 
 
-def graph(asking, answering):
-  """A graph of scale 4."""
-  return 4.0 * asking @ answering.T, {}
-
-
 def embed(regions):
   """The first region of the first level."""
   return regions[0, :, 0]
 
 
-weigh = functools.partial(weigh_context, graph=graph, embed=embed)
+def weigh(context, solos, scale=4.0):
+  """A context with a graph of this scale."""
+  module = ContentGraph(scale=scale)
+  apply = functools.partial(module.apply, levels=2, embed=embed)
+  parameters = module.init(
+    jax.random.key(0), context, solos, levels=2, embed=embed
+  )
+  return apply(parameters, context, solos)
 
 
 def test_the_bias_is_the_scaled_cosine(solos):
-  module = ContentGraph(scale=7.0)
-  bias, aux = module.apply(
-    module.init(jax.random.key(0), solos, solos[:2]), solos, solos[:2]
-  )
+  weighed, aux = weigh(batch(jnp.ones(6, bool)), solos, scale=7.0)
   vectors = np.asarray(solos, np.float64)
-  np.testing.assert_allclose(bias, 7 * vectors @ vectors[:2].T, atol=1e-5)
+  off = ~np.eye(6, dtype=bool)
+  np.testing.assert_allclose(
+    weighed.bias[off], (7 * vectors @ vectors.T)[off], atol=1e-5
+  )
   np.testing.assert_allclose(aux['scale'], 7, rtol=1e-5)
+
+
+def test_biases_of_all_levels_and_of_each_add():
+  rng = np.random.default_rng(0)
+  every, each = rng.normal(size=(3, 4)), rng.normal(size=(2, 3, 4))
+  for one, other in ((every, each), (each, every)):
+    found = add_bias(jnp.asarray(one), jnp.asarray(other))
+    np.testing.assert_allclose(found, each + every, atol=1e-6)
 
 
 def test_solo_stays_solo(solos):
