@@ -25,10 +25,11 @@ from tests.data.birds import birds_info
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / 'experiments').glob('*.py'))
 SYSTEMS = {
-  'scenes_msba': ('scenes_backbone', 'scenes_batchformer'),
+  'scenes_msba': ('scenes_backbone', 'scenes_batchformer', 'scenes_castle'),
   'tiny_imagenet_msba': (
     'tiny_imagenet_backbone',
     'tiny_imagenet_batchformer',
+    'tiny_imagenet_castle',
   ),
 }
 
