@@ -4,7 +4,9 @@ Prints the mean of each metric in each mode, in per cent, and writes
 `evaluation.json` into the run directory. Make choices on `validation`; look at
 `test` once. Both have classes of their own; `seen` are other images of the
 training classes (`--data.held-out-images`), where the mode `classifier` gives
-the accuracy of the classification as recall@1.
+the accuracy of the classification as recall@1. With `--corruption` and
+`--severity` queries and gallery are damaged first, always in the same way; the
+scores are kept beside those of sound images.
 
 Attributes:
   Options: the flags of `msba evaluate`.
@@ -23,6 +25,7 @@ EXAMPLES = """\
   msba evaluate runs/scenes_msba/seed0
   msba evaluate runs/scenes_msba/seed0 --split test
   msba evaluate runs/scenes_msba/seed0 --modes solo neighbours
+  msba evaluate runs/scenes_msba/seed0 --corruption occlusion --severity 3
 """
 INTERRUPTED = 'What evaluation.json held before, it still holds.'
 
@@ -37,18 +40,30 @@ class Options:
   """Which images; seen are held-out ones of the training classes."""
   modes: tuple[Literal['solo', 'neighbours', 'memory', 'refinement'], ...] = ()
   """How images are asked; all that apply to the model by default."""
+  corruption: str | None = None
+  """Damage all images first: gaussian_noise, gaussian_blur, brightness,
+  contrast, pixelate or occlusion."""
+  severity: int | None = None
+  """How much damage, 1 to 5."""
 
 
 def run(options: Options) -> int:
   """Scores; 0 when evaluation.json is written."""
+  from msba_jax.data.corrupted import choose_corruption
+  from msba_jax.training.results import split_title
   from msba_jax.training.run import evaluate_run, load_run
 
+  corruption = choose_corruption(options.corruption, options.severity)
   trained = load_run(options.run)
   result = evaluate_run(
-    trained, split=options.split, modes=options.modes or None
+    trained,
+    split=options.split,
+    corruption=corruption,
+    modes=options.modes or None,
   )
+  title = split_title(options.split, corruption)
   print(
-    f'{options.split}: {len(result.labels):,} queries, '
+    f'{title}: {len(result.labels):,} queries, '
     f'{len(set(result.labels.tolist())):,} classes, per cent'
   )
   print(score_table(result.scores))

@@ -14,6 +14,8 @@ Attributes:
   SubsetSource: some images of a source, its classes numbered anew.
   random_order: names in a random order that depends on them and the seed.
   keep_classes: the images of the named classes.
+  keep_images: a share of the images of every class.
+  check_share: whether such a share can be taken.
   hold_out_classes: a class-disjoint split.
   hold_out_images: some images of every class.
 """
@@ -205,6 +207,50 @@ def keep_classes(
   classes = np.unique(np.asarray(classes, np.int64))
   indices = np.flatnonzero(np.isin(source.labels, classes))
   return SubsetSource(source, indices, classes=classes)
+
+
+def keep_images(source: Source, share: float, *, seed: int) -> Source:
+  """Keeps a share of the images of every class, but at least two.
+
+  Which ones is a function of their ids and the seed, as in `random_order`: a
+  smaller share is a part of a larger one.
+
+  Args:
+    source: where the images come from.
+    share: of the images of each class, above 0; 1 keeps the source as it is.
+    seed: another seed keeps others.
+
+  Returns:
+    A view of the source in its order, with all of its classes. A class with
+    fewer than two images keeps what it has.
+
+  Raises:
+    InputError: the share is not above 0, or above 1.
+  """
+  check_share(share)
+  if share == 1:
+    return source
+  kept = np.zeros(len(source), bool)
+  classes = range(len(source.class_names))
+  for label in classes:
+    members = np.flatnonzero(source.labels == label)
+    ids = [source.ids[i] for i in members.tolist()]
+    count = max(2, round(share * len(members)))
+    kept[members[random_order(ids, seed=seed)[:count]]] = True
+  return SubsetSource(source, np.flatnonzero(kept), classes=classes)
+
+
+def check_share(share: float) -> None:
+  """Raises an error where a share of the images cannot be taken.
+
+  Args:
+    share: as the field `train_share` of a data configuration says it.
+
+  Raises:
+    InputError: the share is not above 0, or above 1.
+  """
+  if not 0 < share <= 1:
+    raise InputError(f'train_share={share} must be above 0 and at most 1')
 
 
 def hold_out_classes(

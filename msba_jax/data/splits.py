@@ -28,9 +28,11 @@ from msba_jax.data.source import (
   Source,
   Splits,
   SubsetSource,
+  check_share,
   hold_out_classes,
   hold_out_images,
   keep_classes,
+  keep_images,
   random_order,
 )
 
@@ -130,6 +132,10 @@ class SplitData:
   """Images of every training class held out of the training, for the split
   seen: classification. 0 trains on all."""
 
+  train_share: float = 1.0
+  """Share of the images of every training class that are trained on, at least
+  two; a smaller share is a part of a larger one. No other split changes."""
+
   class_split: ClassSplit = 'auto'
   """own: the data set's splits, an error if training and test share classes.
   random: the classes of all images, divided by the seed. first: the first
@@ -139,13 +145,16 @@ class SplitData:
   """Share of the classes that random and first test on."""
 
   seed: int = 0
-  """Chooses the classes and images that are held out."""
+  """Chooses the classes and images that are held out or left out."""
 
   cache: bool = False
   """Decode every image once and keep all of them in memory."""
 
   cache_dir: str | None = None
   """Keep the decoded images in this folder, for the next time as well."""
+
+  def __post_init__(self):
+    check_share(self.train_share)
 
   @property
   def own_splits(self) -> bool:
@@ -164,6 +173,7 @@ class SplitData:
       test_fraction=self.test_fraction,
       validation_classes=self.validation_classes,
       held_out_images=self.held_out_images,
+      train_share=self.train_share,
       seed=self.seed,
     )
 
@@ -177,6 +187,7 @@ def make_splits(
   test_fraction: float = 0.5,
   validation_classes: int = 15,
   held_out_images: int = 0,
+  train_share: float = 1.0,
   seed: int = 0,
 ) -> Splits:
   """Divides a collection so that training, validation and test share no class.
@@ -195,6 +206,7 @@ def make_splits(
     validation_classes: how many training classes become validation.
     held_out_images: how many images of every class that trains are held out
       as `seen`.
+    train_share: share of the others that train, see `keep_images`.
     seed: chooses classes and images, see `random_order`.
 
   Returns:
@@ -230,10 +242,12 @@ def make_splits(
       )
     train, held = hold_out_classes(train, validation_classes, seed=seed)
     validation = Evaluation(held, None)
-  if not held_out_images:
-    return Splits(train, validation, test)
-  train, held = hold_out_images(train, held_out_images, seed=seed)
-  return Splits(train, validation, test, Evaluation(held, None))
+  seen = None
+  if held_out_images:
+    train, held = hold_out_images(train, held_out_images, seed=seed)
+    seen = Evaluation(held, None)
+  train = keep_images(train, train_share, seed=seed)
+  return Splits(train, validation, test, seen)
 
 
 def _classes(source: Source, *parts: np.ndarray) -> set[int]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from msba_jax.data.corrupted import Corruption
 from msba_jax.data.errors import InputError
 from msba_jax.training.configuration import configuration_hash
 from msba_jax.training.experiment import Experiment
@@ -23,6 +24,7 @@ from msba_jax.training.results import (
   Outcome,
   outcome_path,
   read_outcome,
+  split_key,
   write_outcome,
 )
 from msba_jax.training.run import Run, Split, evaluate_run, read_record
@@ -39,6 +41,8 @@ class Comparison:
     seeds: of the trainings; every experiment has all of them.
     overrides: applied to every experiment.
     split: on which images to score, see `evaluate_run`.
+    corruption: what is done to them first; a run that stands is scored again
+      and not trained again.
     results: directory of the result files.
     runs: directory of the run directories.
   """
@@ -47,6 +51,7 @@ class Comparison:
   seeds: tuple[int, ...] = (0, 1, 2)
   overrides: tuple[str, ...] = ()
   split: Split = 'validation'
+  corruption: Corruption | None = None
   results: Path = Path('results')
   runs: Path = Path('runs')
 
@@ -85,7 +90,7 @@ def compare(
         experiment=experiment.name,
         configuration=configuration_hash(experiment),
         seed=seed,
-        split=comparison.split,
+        split=split_key(comparison.split, comparison.corruption),
       )
       count = f'[{len(found) + 1}/{total}]'
       if path.exists():
@@ -140,13 +145,18 @@ def _run(
   started = time.monotonic()
   run = train(experiment, directory, progress=progress)
   trained = time.monotonic()
-  evaluation = evaluate_run(run, split=comparison.split, progress=progress)
+  evaluation = evaluate_run(
+    run,
+    split=comparison.split,
+    corruption=comparison.corruption,
+    progress=progress,
+  )
   record = _record(run, comparison.overrides)
   return Outcome(
     experiment=experiment.name,
     configuration=configuration,
     seed=experiment.seed,
-    split=comparison.split,
+    split=split_key(comparison.split, comparison.corruption),
     parameters=read_record(directory)['parameters'],
     labels=evaluation.labels,
     scores={

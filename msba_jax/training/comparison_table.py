@@ -80,7 +80,8 @@ def comparison_rows(
     compared with.
 
   Raises:
-    InputError: a metric is missing, or runs were scored on other queries.
+    InputError: a metric is missing, or runs were scored on other queries, or
+      on the same ones otherwise damaged.
   """
   _check(outcomes, metrics)
   labels, first = outcomes[0][0].labels, outcomes[0]
@@ -177,14 +178,19 @@ def _stack(runs: Sequence[Outcome], mode: str, metric: str) -> np.ndarray:
 def _check(
   outcomes: Sequence[Sequence[Outcome]], metrics: Sequence[str]
 ) -> None:
-  labels = outcomes[0][0].labels
+  first, labels = outcomes[0][0], outcomes[0][0].labels
   seeds = [run.seed for run in outcomes[0]]
   for runs in outcomes:
     for run in runs:
       if not np.array_equal(run.labels, labels):
         raise InputError(
           f'{run.experiment} seed {run.seed} was scored on other queries than '
-          f'{outcomes[0][0].experiment}: compare experiments on one data set'
+          f'{first.experiment}: compare experiments on one data set'
+        )
+      if run.split != first.split:
+        raise InputError(
+          f'{run.experiment} seed {run.seed} was scored on {run.split}, '
+          f'{first.experiment} on {first.split}: compare scores of one split'
         )
       for mode, scores in run.scores.items():
         missing = [metric for metric in metrics if metric not in scores]

@@ -6,6 +6,8 @@ zlib, base64.
 
 Attributes:
   Outcome: what a run reached.
+  split_key: what the scores of a split are kept under.
+  split_title: the same for a reader.
   outcome_path: where its file lies.
   write_outcome: writes it, whole or not at all.
   read_outcome: reads it back.
@@ -24,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from msba_jax.data.atomic import write_json
+from msba_jax.data.corrupted import Corruption
 from msba_jax.data.errors import InputError
 
 __all__ = [
@@ -31,6 +34,8 @@ __all__ = [
   'outcome_path',
   'read_outcome',
   'scores_sha256',
+  'split_key',
+  'split_title',
   'write_outcome',
 ]
 
@@ -44,7 +49,7 @@ class Outcome(NamedTuple):
     experiment: its name.
     configuration: hash of everything that decided its numbers.
     seed: of the training.
-    split: `validation` or `test`.
+    split: its images, and what was done to them; see `split_key`.
     parameters: how many numbers the model has.
     labels: class of each query, (q,) int32.
     scores: by mode, by metric: one number for each query, (q,) float32; NaN
@@ -62,6 +67,44 @@ class Outcome(NamedTuple):
   record: Mapping[str, Any]
 
 
+def split_key(split: str, corruption: Corruption | None = None) -> str:
+  """What the scores of a split are kept under.
+
+  Args:
+    split: `validation`, `test` or `seen`.
+    corruption: of its images.
+
+  Returns:
+    The split, and what was done to its images.
+
+  Example:
+    >>> split_key('test'), split_key('test', Corruption('occlusion', 3))
+    ('test', 'test-occlusion-3')
+  """
+  if corruption is None:
+    return split
+  return f'{split}-{corruption.name}-{corruption.severity}'
+
+
+def split_title(split: str, corruption: Corruption | None = None) -> str:
+  """What a reader is told about the images that were scored.
+
+  Args:
+    split: `validation`, `test` or `seen`.
+    corruption: of its images.
+
+  Returns:
+    The split, and what was done to its images.
+
+  Example:
+    >>> split_title('test'), split_title('test', Corruption('occlusion', 3))
+    ('test', 'test, occlusion of severity 3')
+  """
+  if corruption is None:
+    return split
+  return f'{split}, {corruption.name} of severity {corruption.severity}'
+
+
 def outcome_path(
   results: Path, *, experiment: str, configuration: str, seed: int, split: str
 ) -> Path:
@@ -72,7 +115,7 @@ def outcome_path(
     experiment: name of the experiment.
     configuration: its hash, see `configuration_hash`.
     seed: of the training.
-    split: `validation` or `test`.
+    split: see `split_key`.
 
   Returns:
     `<results>/<experiment>/<split>-seed<seed>-<first digits of the hash>.json`.

@@ -8,7 +8,7 @@ A run directory holds
     tensorboard/     the same for TensorBoard
     checkpoints/     the last ones, and the best on the validation split
     weights/         the final moving average, statistics and the memory
-    evaluation.json  scores, by split and mode
+    evaluation.json  scores, by split (and its corruption) and mode
 
 Attributes:
   Run: a finished run.
@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from msba_jax.data.atomic import write_json
+from msba_jax.data.corrupted import Corruption, corrupt_evaluation
 from msba_jax.data.directory import MANIFEST
 from msba_jax.data.errors import InputError
 from msba_jax.data.source import Evaluation
@@ -44,6 +45,7 @@ from msba_jax.retrieval.evaluate import (
 from msba_jax.training.configuration import configuration_hash
 from msba_jax.training.experiment import Experiment
 from msba_jax.training.load import elsewhere, load_experiment, split_source
+from msba_jax.training.results import split_key
 from msba_jax.training.weights import load_weights
 
 Split: TypeAlias = Literal['validation', 'test', 'seen']
@@ -166,6 +168,7 @@ def evaluate_run(
   run: Run,
   *,
   split: Split = 'validation',
+  corruption: Corruption | None = None,
   modes: Sequence[Mode] | None = None,
   progress: bool = True,
 ) -> RunEvaluation:
@@ -177,6 +180,8 @@ def evaluate_run(
       has a class of the training; `seen` are other images of its classes,
       where `classifier` is a mode too: each image asks the proxies of the
       classes, and recall@1 is the accuracy of the classification.
+    corruption: of queries and gallery, before anything sees them. The run
+      stays as it is, its memory too: no training image is damaged.
     modes: how images are asked; all that apply by default.
     progress: whether bars are shown.
 
@@ -184,8 +189,9 @@ def evaluate_run(
     Means and the scores of each query.
 
   Raises:
-    InputError: the data cannot be read, no images were held out for `seen`, or
-      the run has no memory for the mode `memory`.
+    InputError: the data cannot be read, or is no pictures where they are to be
+      damaged; no images were held out for `seen`; the run has no memory for
+      the mode `memory`.
   """
   modes = available_modes(run) if modes is None else modes
   if 'memory' in modes and run.memory is None:
@@ -200,6 +206,7 @@ def evaluate_run(
       f'{run.experiment.name} held no images of its training classes out; '
       'train with --data.held-out-images'
     )
+  evaluation = corrupt_evaluation(evaluation, corruption)
   vectors = embed_modes(
     run.embedder,
     evaluation,
@@ -229,7 +236,8 @@ def evaluate_run(
       progress=progress,
     ),
   )
-  _note(run.directory / 'evaluation.json', split, result)
+  key = split_key(split, corruption)
+  _note(run.directory / 'evaluation.json', key, result)
   return result
 
 
@@ -273,13 +281,13 @@ def _experiment_of(directory: Path, record: dict[str, Any]) -> Experiment:
   return load_experiment(source, record['overrides'])
 
 
-def _note(path: Path, split: str, result: RunEvaluation) -> None:
-  """Adds a split to `evaluation.json`; other splits stay."""
+def _note(path: Path, key: str, result: RunEvaluation) -> None:
+  """Adds the scores of a split to `evaluation.json`; others stay."""
   try:
     noted = json.loads(path.read_text(encoding='utf-8'))
   except (FileNotFoundError, ValueError):
     noted = {}
-  noted[split] = {
+  noted[key] = {
     'queries': len(result.ids),
     'batch_sensitivity': result.batch_sensitivity,
     'scores': result.scores,

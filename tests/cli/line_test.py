@@ -16,6 +16,7 @@ from PIL import Image
 
 from msba_jax import cli
 from msba_jax.cli import demo
+from msba_jax.data.corruptions import CORRUPTIONS
 from msba_jax.retrieval.index import open_index
 from msba_jax.training.load import load_experiment
 
@@ -82,6 +83,59 @@ def test_evaluate_prints_a_table(run, capsys):
     recall = 100 * noted['scores'][mode]['recall@1']
     assert f'{recall:.2f}' in line
   assert 'test: 48 queries, 6 classes' in text
+
+
+def test_evaluate_damages_images(run, capsys):
+  path = Path(run) / 'evaluation.json'
+  arguments = ['evaluate', run, '--split', 'test', '--modes', 'solo']
+  assert cli.main(arguments) == 0
+  sound = json.loads(path.read_text())['test']
+  capsys.readouterr()
+  damage = ['--corruption', 'gaussian_noise', '--severity', '5']
+  assert cli.main([*arguments, *damage]) == 0
+  text = capsys.readouterr().out
+  assert 'test, gaussian_noise of severity 5: 48 queries, 6 classes' in text
+  noted = json.loads(path.read_text())
+  assert noted['test'] == sound
+  damaged = noted['test-gaussian_noise-5']
+  assert damaged['scores'] != sound['scores']
+  recall = 100 * damaged['scores']['solo']['recall@1']
+  assert f'{recall:.2f}' in re.search(r'^solo .*$', text, re.MULTILINE).group()
+
+
+@pytest.mark.parametrize(
+  ('flags', 'said'),
+  [
+    (
+      ['--corruption', 'fog', '--severity', '1'],
+      f'--corruption fog is none of {", ".join(CORRUPTIONS)}',
+    ),
+    (
+      ['--corruption', 'occlusion', '--severity', '6'],
+      '--severity 6 is none of 1, 2, 3, 4, 5',
+    ),
+    (['--corruption', 'occlusion'], 'occlusion needs a --severity'),
+    (['--severity', '3'], '--severity 3 needs a --corruption'),
+  ],
+)
+@pytest.mark.parametrize('command', ['evaluate', 'compare'])
+def test_damage_is_chosen_in_full(
+  run, tmp_path, monkeypatch, capsys, command, flags, said
+):
+  monkeypatch.chdir(tmp_path)
+  what = run if command == 'evaluate' else str(EXPERIMENT)
+  assert cli.main([command, what, *flags]) == 2
+  error = capsys.readouterr().err.strip()
+  assert said in error
+  assert len(error.splitlines()) == 1
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('command', ['evaluate', 'compare'])
+def test_help_names_every_corruption(capsys, command):
+  assert cli.main([command, '--help']) == 0
+  text = capsys.readouterr().out
+  assert all(name in text for name in CORRUPTIONS)
 
 
 @pytest.mark.parametrize('mode', ['solo', 'neighbours'])
@@ -181,6 +235,13 @@ def test_compare_skips_what_stands(tmp_path, monkeypatch, capsys):
   assert text.count('training and scoring') == 1
   assert Path('table.md').read_text() == table
   assert [f.stat().st_mtime_ns for f in files[1:]] == stamps[1:]
+  assert Path('table.md').read_text().startswith('validation\n\n| recall@1')
+  damage = ['--corruption', 'contrast', '--severity', '2']
+  assert cli.main([*arguments, *damage]) == 0
+  title = 'validation, contrast of severity 2\n\n| recall@1'
+  assert Path('table.md').read_text().startswith(title)
+  assert len(list(Path('results').rglob('validation-contrast-2-*.json'))) == 2
+  assert len(list(Path('results').rglob('*.json'))) == 4
   assert cli.main(['compare', str(EXPERIMENT), str(EXPERIMENT)]) == 2
   assert "both named 'small'" in capsys.readouterr().err
 

@@ -224,3 +224,28 @@ def test_images_of_training_classes_are_held_out(plant):
   # What validates and tests stays as it is.
   assert len(splits.validation.queries) == 4
   assert splits.test.queries.ids == opened(folder).test.queries.ids
+
+
+def test_a_share_of_the_training_images_is_trained_on(plant):
+  folder = plant({**APART, 'train': {'ant': 10, 'bee': 10, 'cat': 10}})
+  whole = opened(folder, held_out_images=2)
+  found = [
+    opened(folder, held_out_images=2, train_share=share)
+    for share in (0.1, 0.5, 1.0)
+  ]
+  assert [np.bincount(s.train.labels).tolist() for s in found] == [
+    [2, 2],
+    [4, 4],
+    [8, 8],
+  ]
+  ids = [set(splits.train.ids) for splits in found]
+  assert ids[0] < ids[1] < ids[2] == set(whole.train.ids)
+  for splits in found:
+    assert splits.train.class_names == whole.train.class_names
+    assert splits.seen.queries.ids == whole.seen.queries.ids
+    assert splits.validation.queries.ids == whole.validation.queries.ids
+    assert splits.test.queries.ids == whole.test.queries.ids
+  assert found[2].train.fingerprint() == whole.train.fingerprint()
+  assert len({s.train.fingerprint() for s in found}) == 3
+  with pytest.raises(InputError, match=r'train_share=2\.0 must be above 0'):
+    opened(folder, train_share=2.0)

@@ -120,6 +120,26 @@ def test_what_stands_is_used_again(data, monkeypatch):
     other.open()
 
 
+def test_fewer_training_scenes_are_the_same_scenes(data, monkeypatch):
+  def draw(*args, **kwargs):
+    raise AssertionError('drawn again')
+
+  monkeypatch.setattr(builder_lib, 'draw_scene', draw)
+  whole = data.open()
+  less = ScenesData(**{**vars(data), 'train_share': 0.7}).open()
+  assert set(less.train.ids) < set(whole.train.ids)
+  assert np.bincount(less.train.labels).tolist() == [2] * 4
+  assert less.train.class_names == whole.train.class_names
+  place = whole.train.ids.index(less.train.ids[3])
+  np.testing.assert_array_equal(
+    less.train[3]['image'], whole.train[place]['image']
+  )
+  assert less.validation.queries.ids == whole.validation.queries.ids
+  assert less.test.queries.fingerprint() == whole.test.queries.fingerprint()
+  with pytest.raises(InputError, match=r'train_share=0\.0 must be above 0'):
+    ScenesData(train_share=0.0)
+
+
 def test_an_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
   data = ScenesData(**FEW, data_dir=str(tmp_path))
 

@@ -1,5 +1,7 @@
 """Tests of `msba_jax.data.scenes.details`."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,14 @@ def test_no_detail_is_in_two_parts(data):
   again = data.open()
   assert again.train.fingerprint() == splits.train.fingerprint()
   np.testing.assert_array_equal(again.train.labels, splits.train.labels)
+
+
+def test_a_share_of_the_training_images_leaves_the_others_alone(data):
+  whole = data.open()
+  less = dataclasses.replace(data, train_share=0.5).open()
+  assert set(less.train.ids) < set(whole.train.ids)
+  assert less.train.class_names == whole.train.class_names
+  assert less.validation.queries.ids == whole.validation.queries.ids
 
 
 def test_the_detail_is_part_of_the_fingerprint(tmp_path_factory):

@@ -126,6 +126,42 @@ def test_images_of_every_class_are_held_out():
   assert others.ids != held.ids
 
 
+def test_smaller_shares_are_parts_of_larger_ones():
+  source = Numbers([0] * 20 + [1] * 7 + [2], ('ant', 'bee', 'cat'))
+  kept: set[str] = set()
+  for share, numbers in (
+    (0.01, [2, 2, 1]),
+    (0.25, [5, 2, 1]),
+    (0.5, [10, 4, 1]),
+    (0.9, [18, 6, 1]),
+    (1.0, [20, 7, 1]),
+  ):
+    part = source_lib.keep_images(source, share, seed=0)
+    assert part.class_names == source.class_names
+    assert np.bincount(part.labels).tolist() == numbers
+    for name, label in zip(part.ids, part.labels, strict=True):
+      assert source.labels[source.ids.index(name)] == label
+    assert kept < set(part.ids)
+    kept = set(part.ids)
+  assert kept == set(source.ids)
+
+
+def test_which_share_depends_on_ids_and_seed_alone():
+  source = Numbers([0, 1] * 10, ('ant', 'bee'))
+  part = source_lib.keep_images(source, 0.3, seed=0)
+  again = source_lib.SubsetSource(source, np.arange(20)[::-1])
+  assert set(source_lib.keep_images(again, 0.3, seed=0).ids) == set(part.ids)
+  assert source_lib.keep_images(source, 0.3, seed=1).ids != part.ids
+  # All images are the source itself: what was computed of it is found again.
+  assert source_lib.keep_images(source, 1.0, seed=0) is source
+
+
+@pytest.mark.parametrize('share', [0.0, -0.5, 1.01, float('nan')])
+def test_a_share_lies_between_none_and_all(share):
+  with pytest.raises(InputError, match=f'train_share={share} must be above 0'):
+    source_lib.keep_images(SOURCE, share, seed=0)
+
+
 @pytest.mark.parametrize('count', [0, -1, 4])
 def test_two_images_of_a_class_must_be_left(count):
   source = Numbers([0] * 5 + [1] * 6, ('ant', 'bee'))

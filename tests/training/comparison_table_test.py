@@ -171,3 +171,6 @@ def test_what_cannot_be_compared_is_said(outcomes):
   other = [run._replace(labels=LABELS[::-1]) for run in outcomes[1]]
   with pytest.raises(InputError, match='other queries than backbone'):
     comparison_rows([outcomes[0], other], metrics=['ap'])
+  damaged = [run._replace(split='test-occlusion-3') for run in outcomes[1]]
+  with pytest.raises(InputError, match='on test-occlusion-3, backbone on test'):
+    comparison_rows([outcomes[0], damaged], metrics=['ap'])

@@ -29,6 +29,7 @@ from msba_jax.data.source import (
   Record,
   Splits,
   keep_classes,
+  keep_images,
   random_order,
 )
 
@@ -102,7 +103,11 @@ class DetailData(ScenesData):
       keep_classes(DetailSource(source, self.detail), part)
       for source, part in zip(self.sources(), parts, strict=True)
     )
-    return Splits(train, Evaluation(validation, None), Evaluation(test, None))
+    return Splits(
+      keep_images(train, self.train_share, seed=self.seed),
+      Evaluation(validation, None),
+      Evaluation(test, None),
+    )
 
 
 def _find(objects: tuple[SceneObject, ...], detail: Detail) -> int | None:

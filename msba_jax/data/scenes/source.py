@@ -24,7 +24,13 @@ from msba_jax.data.scenes.builder import (
 from msba_jax.data.scenes.config import SceneConfig, Split
 from msba_jax.data.scenes.scene import Scene
 from msba_jax.data.scenes.templates import make_templates
-from msba_jax.data.source import Evaluation, Record, Splits
+from msba_jax.data.source import (
+  Evaluation,
+  Record,
+  Splits,
+  check_share,
+  keep_images,
+)
 
 _ORDER = 7919  # keeps the order of a split apart from what its scenes draw
 
@@ -85,7 +91,10 @@ class ScenesData(SceneConfig):
     train_scenes: number of scenes to learn from.
     validation_scenes: number of scenes to choose on.
     test_scenes: number of scenes to test on.
-    seed: chooses classes and scenes.
+    seed: chooses classes and scenes, and those that are left out.
+    train_share: share of the scenes of every training class that are trained
+      on, at least two; a smaller share is a part of a larger one. All of them
+      are drawn.
     shifted: test on the shifted split, where the hue of the background says as
       little of the label as `shifted_correlation`; needs `hue_correlation`.
     data_dir: directory of TFDS data sets.
@@ -98,6 +107,7 @@ class ScenesData(SceneConfig):
   validation_scenes: int = 1000
   test_scenes: int = 1000
   seed: int = 0
+  train_share: float = 1.0
   shifted: bool = False
   data_dir: str = 'data'
 
@@ -112,6 +122,7 @@ class ScenesData(SceneConfig):
         )
     if self.seed < 0:
       raise InputError(f'seed={self.seed} must not be negative')
+    check_share(self.train_share)
     if self.shifted and self.hue_correlation == 0:
       raise InputError('shifted needs a hue_correlation above 0')
 
@@ -143,10 +154,17 @@ class ScenesData(SceneConfig):
       InputError: `data_dir` cannot be written.
     """
     train, validation, test = self.sources()
-    return Splits(train, Evaluation(validation, None), Evaluation(test, None))
+    return Splits(
+      keep_images(train, self.train_share, seed=self.seed),
+      Evaluation(validation, None),
+      Evaluation(test, None),
+    )
 
   def sources(self) -> tuple[ScenesSource, ScenesSource, ScenesSource]:
-    """Training, validation and test, drawn where they do not stand yet."""
+    """Training, validation and test, drawn where they do not stand yet.
+
+    These are all scenes, whatever `train_share` says.
+    """
     builder = self.prepare()
     return (
       ScenesSource(builder, 'train'),
