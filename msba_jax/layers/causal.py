@@ -73,8 +73,8 @@ def directed_gate(
   r"""Log of the gate: log σ(f([F_n − F_m, |F_n − F_m|, F_n ∘ F_m])).
 
   The signed difference is what makes it directed: without it f(n, m) = f(m, n).
-  Its part of the first layer is the difference of two projections, so that only
-  the other two parts are computed for pairs.
+  Its part of the first layer is the difference of two projections and that of
+  the product a matrix product, so that only distances are kept for pairs.
 
   Args:
     asking: features of the images that may depend on others.
@@ -85,12 +85,13 @@ def directed_gate(
     Numbers ≤ 0, to be added to the scores.
   """
   asking, answering = (x.astype(jnp.float32) for x in (asking, answering))
-  rows, columns = asking[..., :, None, :], answering[..., None, :, :]
+  apart = jnp.abs(asking[..., :, None, :] - answering[..., None, :, :])
   hidden = (
     (asking @ params.difference)[..., :, None, :]
     - (answering @ params.difference)[..., None, :, :]
-    + jnp.abs(rows - columns) @ params.distance
-    + (rows * columns) @ params.product
+    + apart @ params.distance
+    # One matrix product for each hidden unit, and no tensor of products.
+    + jnp.einsum('...nhe,...me->...nmh', _scaled(asking, params), answering)
   )
   bias = params.bias.reshape((1,) * (hidden.ndim - 1) + (-1,))
   logits = jax.nn.gelu(hidden + bias) @ params.out + params.out_bias
@@ -225,6 +226,13 @@ def transitive_influence(
   rows = graph if rows is None else rows
   two = rows @ graph
   return rows + two + two @ graph
+
+
+def _scaled(features: Array, params: GateParams) -> Array:
+  """Features times the weights of the product: (*b, n, e, d)."""
+  return features[..., None, :] * params.product.T.reshape(
+    (1,) * (features.ndim - 1) + params.product.T.shape
+  )
 
 
 def _pairs(square: Array, valid: Array | None) -> tuple[Array, Array]:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from msba_jax.layers.attention import softmax_or_zero
+from msba_jax.layers.attention import softmax_or_zero, weighted_sum
 from msba_jax.layers.normalize import safe_normalize
 
 __all__ = [
@@ -53,21 +53,26 @@ def leave_one_out_effect(
   """
   weights, values = (x.astype(jnp.float32) for x in (weights, values))
   # Differences do not see a shift, and small numbers cancel less.
-  shifted = values - jnp.mean(values, axis=-3, keepdims=True)
-  read = _read(weights, shifted)
+  mean = jnp.mean(values, axis=-3, keepdims=True)
+  shifted = values - mean
+  read = weighted_sum(weights, shifted)
   squares = (
-    jnp.sum(read**2, axis=-1)[..., None]
-    + jnp.swapaxes(jnp.sum(shifted**2, axis=-1), -1, -2)[..., None, :]
-    - 2 * jnp.einsum('...hnf,...mhf->...hnm', read, shifted)
+    _squares(read)[..., None]
+    + _squares(shifted)[..., None, :]
+    - 2 * jnp.einsum('...nhf,...mhf->...hnm', read, shifted)
   )
   top = jnp.argmax(weights, axis=-1)
   heaviest = jax.nn.one_hot(top, weights.shape[-1], dtype=jnp.bool_)
   odds = jnp.where(heaviest, 0, weights / jnp.where(heaviest, 1, 1 - weights))
   changes = odds**2 * jnp.maximum(squares, 0)
   others = jnp.where(heaviest, 0, weights)
-  rest = jnp.sum(others, axis=-1, keepdims=True)
-  without = _read(others, values) / jnp.where(rest > 0, rest, 1)
-  change = jnp.sum((without - _read(weights, values)) ** 2, axis=-1)
+  rest = jnp.sum(others, axis=-1)
+  stays = jnp.swapaxes(rest > 0, -1, -2)[..., None]
+  scale = jnp.swapaxes(jnp.where(rest > 0, rest, 1), -1, -2)[..., None]
+  # Alone it leaves zero, which lies at −mean.
+  without = jnp.where(stays, weighted_sum(others, shifted) / scale, -mean)
+  looks = jnp.swapaxes(jnp.any(weights > 0, axis=-1), -1, -2)[..., None]
+  change = _squares(jnp.where(looks, without - read, 0))
   changes = jnp.where(heaviest, change[..., None], changes)
   return jnp.sum(changes, axis=-3)
 
@@ -184,6 +189,6 @@ def renormalized(rows: Float[Array, '*b m']) -> Float[Array, '*b m']:
   return rows / jnp.where(total > 0, total, 1)
 
 
-def _read(weights: Array, values: Array) -> Array:
-  """Messages (*b, h, n, f)."""
-  return jnp.einsum('...hnm,...mhf->...hnf', weights, values)
+def _squares(messages: Array) -> Array:
+  """Squared norms (*b, h, n) of (*b, n, h, f)."""
+  return jnp.swapaxes(jnp.sum(messages**2, axis=-1), -1, -2)

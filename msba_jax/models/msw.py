@@ -177,7 +177,7 @@ class JoinedHeads(nn.Module):
   @nn.compact
   def __call__(
     self,
-    parts: Float[Array, 'l n r 2*d'],
+    parts: Float[Array, 'l n r _'],
     factors: Float[Array, 'n h'] | None = None,
   ) -> Float[Array, 'l n r d']:
     """Regions of parts, with some heads of each image stronger than others."""
