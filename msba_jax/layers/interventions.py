@@ -52,8 +52,12 @@ def leave_one_out_effect(
     Squared norms over heads and features.
   """
   weights, values = (x.astype(jnp.float32) for x in (weights, values))
-  # Differences do not see a shift, and small numbers cancel less.
-  mean = jnp.mean(values, axis=-3, keepdims=True)
+  # Differences do not see a shift, and small numbers cancel less. An image that
+  # nobody looks at has no say in it.
+  seen = jnp.any(weights > 0, axis=(-3, -2))[..., None, None]
+  count = jnp.maximum(jnp.sum(seen, axis=-3, keepdims=True), 1)
+  total = jnp.sum(jnp.where(seen, values, 0), axis=-3, keepdims=True)
+  mean = total / count
   shifted = values - mean
   read = weighted_sum(weights, shifted)
   squares = (
@@ -160,8 +164,8 @@ def counterfactual_weights(
   Args:
     key: of the permutation or the draw.
     weights: A.
-    kind: 'permuted' gives every row to another image, 'uniform' looks at all
-      alike, 'random' draws.
+    kind: 'permuted' gives the weights of a row to other images, the same ones
+      in every row; 'uniform' looks at all alike, 'random' draws.
     mask: broadcasts to A; True takes part.
 
   Returns:
@@ -171,7 +175,7 @@ def counterfactual_weights(
     ValueError: there is no such kind.
   """
   if kind == 'permuted':
-    found = jax.random.permutation(key, weights, axis=weights.ndim - 2)
+    found = weights[..., _permutation(key, weights.shape[-1], mask)]
   elif kind == 'uniform':
     found = jnp.ones_like(weights)
   elif kind == 'random':
@@ -181,6 +185,18 @@ def counterfactual_weights(
   if mask is not None:
     found = jnp.where(jnp.broadcast_to(mask, found.shape), found, 0)
   return renormalized(found)
+
+
+def _permutation(key: jax.Array, size: int, mask: Array | None) -> Array:
+  """Places (m,) in a random order; those that no row sees stay."""
+  seen = jnp.ones(size, jnp.bool_)
+  if mask is not None:
+    rows = jnp.broadcast_to(mask, (*mask.shape[:-1], size))
+    seen = jnp.any(rows.reshape(-1, size), axis=0)
+  draws = jax.random.uniform(key, (size,))
+  shuffled = jnp.argsort(jnp.where(seen, draws, 2.0))
+  rank = jnp.cumsum(seen) - 1
+  return jnp.where(seen, shuffled[rank], jnp.arange(size))
 
 
 def renormalized(rows: Float[Array, '*b m']) -> Float[Array, '*b m']:

@@ -9,7 +9,7 @@ Attributes:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -78,7 +78,9 @@ class CausalGraph(nn.Module):
 
   F, which queries, keys and the gate read, are the solo embeddings at unit
   variance. Attention of level l gets the bias log max(C^l, 1e-6). The content
-  term is that of `models.graph.ContentGraph`, for the reason given there.
+  term is that of `models.graph.ContentGraph`, for the reason given there. Where
+  the batch and a memory are there at once, which no training step draws, the
+  graph is that of the batch and the memory has the least score.
 
   Attributes:
     width: of queries, keys, and of what the gate reads.
@@ -200,12 +202,11 @@ def _of_batch(
 ) -> tuple[Told, Array]:
   """The images of a batch as nodes; also W (l, n, n)."""
   content = weights.scale * jnp.einsum('ne,me->nm', solo, solo)
-  scores, graphs = _levels(
-    weights,
-    weights.features(solo),
-    content + _of_all_levels(context.bias, content),
-    context.valid,
-  )
+  prior = content + _of_all_levels(context.bias, content)
+  queries, keys, read = weights.features(solo)
+  if weights.gate is not None:
+    prior = prior + directed_gate(read, read, weights.gate)
+  scores, graphs = _levels(weights, queries, keys, prior, context.valid)
   told = Told(
     scores,
     transitive_influence(graphs),
@@ -237,15 +238,20 @@ def _of_each(
     )
     return jnp.concatenate([own[:, None], of_each], axis=1)
 
-  features = [
-    nodes(*x)
-    for x in zip(weights.features(solo), weights.features(foreign), strict=True)
-  ]
+  own, other = weights.features(solo), weights.features(foreign)
+  queries, keys = nodes(own[0], other[0]), nodes(own[1], other[1])
   vectors = nodes(solo, foreign)
   among = weights.scale * jnp.einsum('nse,nte->nst', vectors, vectors)
   among = among.at[:, 0, 1:].set(content)
+  if weights.gate is not None:
+    shared = near is None or (n + m) ** 2 < n * (1 + most) ** 2
+    among = among + (
+      _shared_gate(weights.gate, own[2], other[2], near)
+      if shared
+      else directed_gate(*(nodes(own[2], other[2]),) * 2, weights.gate)
+    )
   valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
-  scores, graphs = _levels(weights, features, among, valid)
+  scores, graphs = _levels(weights, queries, keys, among, valid)
 
   def by_key(rows: Array) -> Array:
     """(l, n, 1 + k) of the nodes to (l, n, m) of the context."""
@@ -264,21 +270,33 @@ def _of_each(
   )
 
 
+def _shared_gate(
+  gate: GateParams, own: Array, other: Array, near: Array | None
+) -> Array:
+  """The gate of each square graph, (n, 1 + k, 1 + k).
+
+  Pairs of foreign images are those of all asking images: each is made once.
+  """
+  row = directed_gate(own, other, gate)
+  column = directed_gate(other, own, gate).T
+  inner = directed_gate(other, other, gate)
+  if near is None:
+    inner = jnp.broadcast_to(inner, (len(own), *inner.shape))
+  else:
+    row, column = (jnp.take_along_axis(x, near, axis=1) for x in (row, column))
+    inner = inner[near[:, :, None], near[:, None, :]]
+  top = jnp.pad(row, ((0, 0), (1, 0)))[:, None]
+  rest = jnp.concatenate([column[:, :, None], inner], axis=2)
+  return jnp.concatenate([top, rest], axis=1)
+
+
 def _levels(
-  weights: Weights,
-  features: Sequence[Array],
-  content: Array,
-  valid: Array,
+  weights: Weights, queries: Array, keys: Array, prior: Array, valid: Array
 ) -> tuple[Array, Array]:
   """C and W of all levels, (l, *b, n, n), of nodes (*b, n)."""
-  queries, keys, read = features
   pairs = valid[..., :, None] & valid[..., None, :]
   # A node looks at itself only if there is nobody else.
-  prior = content + jnp.broadcast_to(
-    OWN * jnp.eye(content.shape[-1]), content.shape
-  )
-  if weights.gate is not None:
-    prior = prior + directed_gate(read, read, weights.gate)
+  prior = prior + jnp.broadcast_to(OWN * jnp.eye(prior.shape[-1]), prior.shape)
   scores = [causal_scores(queries, keys, prior, mask=pairs)]
   graphs = []
   for level, threshold in enumerate(weights.thresholds):

@@ -79,7 +79,7 @@ class MSBA(nn.Module):
     images: Images,
     *,
     context: AnyContext = solo,
-    prompt: Bool[Array, 'n height width'] | None = None,
+    prompt: Bool[Array, 'n _ _'] | None = None,
     train: bool = False,
   ) -> tuple[Float[Array, 'n e'], Output]:
     """Embeds images.

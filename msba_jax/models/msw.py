@@ -57,7 +57,7 @@ class MultiScaleWindows(nn.Module):
     self,
     levels: Sequence[Float[Array, 'n _ _ _']],
     *,
-    prompt: Bool[Array, 'n height width'] | None = None,
+    prompt: Bool[Array, 'n _ _'] | None = None,
   ) -> tuple[Float[Array, 'l n r d'], dict[str, Array]]:
     """Makes regions of grids.
 

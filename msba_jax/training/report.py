@@ -80,6 +80,8 @@ def report_run(
     ),
     scores={mode: score_vectors(vectors[mode], evaluation) for mode in modes},
     results={mode: _results(vectors[mode]) for mode in ('solo', after)},
+    vectors=vectors,
+    neighbours=config.neighbours,
   )
   write_report(path, data)
 

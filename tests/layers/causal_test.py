@@ -160,3 +160,16 @@ def test_influence_counts_paths_of_up_to_three_edges():
   assert found[0, 2] == pytest.approx(0.2)
   assert found[0, 3] == pytest.approx(0.06)
   assert found[0, 4] == 0
+
+
+def test_the_influence_of_some_is_that_of_the_whole(rng, variant):
+  graphs = np.stack([random_graph(rng, 6, acyclic=False) for _ in range(4)])
+  graphs = graphs.reshape(2, 2, 6, 6)
+  whole = np.asarray(variant(causal.transitive_influence)(*float32(graphs)))
+  expected = graphs + graphs @ graphs + graphs @ graphs @ graphs
+  np.testing.assert_allclose(whole, expected, atol=1e-6)
+  for rows in ([0], [4, 1, 4], list(range(6))):
+    found = variant(causal.transitive_influence)(
+      *float32(graphs), rows=jnp.asarray(graphs[:, :, rows], jnp.float32)
+    )
+    np.testing.assert_allclose(found, whole[:, :, rows], atol=1e-6)

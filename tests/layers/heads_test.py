@@ -1,9 +1,11 @@
 """Tests of `msba_jax.layers.heads`."""
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from msba_jax.layers import heads
 
@@ -59,6 +61,34 @@ def test_there_are_not_so_many_heads(keep):
 def test_tokens_of_a_prompt(prompt, expected):
   found = heads.prompt_tokens((2, 3), **prompt)
   np.testing.assert_array_equal(found.reshape(2, 3), np.array(expected, bool))
+
+
+@hypothesis.given(
+  grid=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+  size=st.tuples(st.integers(1, 17), st.integers(1, 17)),
+  density=st.sampled_from([0.02, 0.3, 1.0]),
+  seed=st.integers(0, 99),
+)
+def test_tokens_of_masks_are_those_of_each(grid, size, density, seed):
+  rng = np.random.default_rng(seed)
+  masks = rng.random((4, *size)) < density
+  masks[0] = False
+  masks[1:, rng.integers(size[0]), rng.integers(size[1])] = True
+  found = np.asarray(heads.tokens_of_masks(jnp.asarray(masks), grid))
+  assert found.dtype == bool
+  assert not found[0].any()
+  for tokens, mask in zip(found[1:], masks[1:], strict=True):
+    np.testing.assert_array_equal(tokens, heads.prompt_tokens(grid, mask=mask))
+
+
+def test_tokens_of_masks_compiled(rng, variant):
+  masks = rng.random((3, 9, 5)) < 0.1
+  masks[:, 4, 4] = True
+  found = variant(lambda x: heads.tokens_of_masks(x, (2, 3)))(
+    jnp.asarray(masks)
+  )
+  expected = [heads.prompt_tokens((2, 3), mask=mask) for mask in masks]
+  np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(

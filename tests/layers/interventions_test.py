@@ -172,8 +172,28 @@ def test_counterfactual_weights_are_weights(rng, kind):
     rows = interventions.counterfactual_weights(jax.random.key(0), weights)
     assert np.abs(rows - weights).max() > 0.1
     np.testing.assert_allclose(
-      np.sort(rows, axis=1), np.sort(weights, axis=1), atol=1e-6
+      np.sort(rows, axis=2), np.sort(weights, axis=2), atol=1e-6
     )
+    seen = mask.any(axis=0)
+    kept = interventions.counterfactual_weights(
+      jax.random.key(0), weights, mask=jnp.asarray(seen[None])
+    )
+    expected = np.sort(weights[..., seen], axis=2)
+    expected /= expected.sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(
+      np.sort(kept[..., seen], axis=2), expected, atol=1e-6
+    )
+
+
+def test_what_nobody_looks_at_has_no_say_in_the_effects(rng):
+  weights = softmax(rng.normal(size=(2, 3, 5)))
+  weights[..., 3] = 0
+  weights = jnp.asarray(weights / weights.sum(-1, keepdims=True), jnp.float32)
+  values = jnp.asarray(rng.normal(size=(5, 2, 4)), jnp.float32)
+  effects = interventions.leave_one_out_effect(weights, values)
+  for size in (1e3, 1e6):
+    other = interventions.leave_one_out_effect(weights, values.at[3].set(size))
+    np.testing.assert_array_equal(other, effects)
 
 
 @pytest.mark.usefixtures('unchecked')

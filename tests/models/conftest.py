@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from msba_jax.models.backbones.conv import ConvNet, ConvSpec
+from msba_jax.models.castle import castle
 from msba_jax.models.controls import BackboneOnly, BatchFormer
 from msba_jax.models.msba import msba
 
@@ -20,6 +21,15 @@ def make_model(name, classes=5):
   if name == 'msba':
     return msba(
       backbone, features=8, embedding=6, num_heads=2, num_classes=classes
+    )
+  if name == 'castle':
+    return castle(
+      backbone,
+      features=8,
+      embedding=6,
+      num_heads=4,
+      num_classes=classes,
+      width=8,
     )
   kind = {'backbone': BackboneOnly, 'batchformer': BatchFormer}[name]
   return kind(backbone, features=8, hidden=8, embedding=6, num_classes=classes)

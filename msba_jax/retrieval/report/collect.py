@@ -16,6 +16,8 @@ import numpy as np
 
 from msba_jax.data.source import Evaluation
 from msba_jax.retrieval.embed import Embedder
+from msba_jax.retrieval.evaluate import ModeVectors
+from msba_jax.retrieval.report.causal import batch_graph, leave_each_out
 from msba_jax.retrieval.report.curves import curve_panels
 from msba_jax.retrieval.report.data import ReportData
 from msba_jax.retrieval.report.examples import (
@@ -31,6 +33,9 @@ from msba_jax.retrieval.report.summaries import (
   recall_per_class,
 )
 from msba_jax.retrieval.search import Neighbours
+
+# Images of the causal graph: more could not be told apart in a drawing.
+_GRAPH_CLASSES, _GRAPH_IMAGES = 4, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,8 @@ def collect_report(
   scores: Mapping[str, Scores],
   results: Mapping[str, Neighbours],
   pictures: Evaluation | None = None,
+  vectors: Mapping[Any, ModeVectors] | None = None,
+  neighbours: int = 20,
   queries: int = 6,
   hits: int = 8,
   hardest: int = 6,
@@ -83,6 +90,10 @@ def collect_report(
       there is a second, after re-ranking.
     pictures: the same queries and gallery as uint8 images, where `evaluation`
       has features instead of images.
+    vectors: by mode, what `embed_modes` returns: with `solo` and `neighbours`
+      among them, a model with a causal graph is asked what one query would
+      lose with each image of its context.
+    neighbours: how many images that context has.
     queries: how many are shown, drawn at random.
     hits: how many results of each.
     hardest: how many of the hardest queries are shown, one of a class.
@@ -103,11 +114,23 @@ def collect_report(
   labels = np.asarray(evaluation.queries.labels)
   _check(number, scores, results)
   scores = {mode: mask_scores(found) for mode, found in scores.items()}
-  source = evaluation if pictures is None else pictures
-  examples = Examples(source, scores, results)
+  pictures = evaluation if pictures is None else pictures
+  examples = Examples(pictures, scores, results)
   rng = np.random.default_rng(seed)
   chosen = rng.permutation(number)[:queries]
   batch = draw_batch(labels, rng, batch_classes, batch_images)
+  nodes = draw_batch(labels, rng, _GRAPH_CLASSES, _GRAPH_IMAGES)
+  causal = batch_graph(embedder, evaluation.queries, examples, nodes)
+  what_if, vectors = None, vectors or {}
+  if causal is not None and {'solo', 'neighbours'} <= vectors.keys():
+    what_if = leave_each_out(
+      embedder,
+      evaluation,
+      pictures,
+      [int(q) for q in chosen],
+      (vectors['solo'], vectors['neighbours']),
+      neighbours=neighbours,
+    )
   names = list(results)
   return ReportData(
     title=info.title,
@@ -123,6 +146,8 @@ def collect_report(
       examples.query(q, hardest_hits) for q in examples.hardest(hardest)
     ),
     attention=batch_attention(embedder, evaluation.queries, examples, batch),
+    causal=causal,
+    what_if=what_if,
     classes=recall_per_class(evaluation.queries, scores, names),
     panels=curve_panels(info.rows),
     configuration=flatten(info.configuration),

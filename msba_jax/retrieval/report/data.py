@@ -11,6 +11,9 @@ Attributes:
   Answers: the best results of a query in one mode.
   QueryResult: a query, its results, and its results after re-ranking.
   AttentionMap: who looks at whom in a batch.
+  CausalMap: who depends on whom in a batch.
+  LeftOut: what a query loses with one image of its context.
+  WhatIf: a query without each image of its context in turn.
   ClassRecall: recall@1 of the queries of one class.
   Curve: a number over the steps of training.
   CurvePanel: curves that share their axes.
@@ -132,6 +135,58 @@ class AttentionMap:
   weights: Float[np.ndarray, 'n n']
 
 
+@dataclass(frozen=True, eq=False)
+class CausalMap:
+  """Who depends on whom in a batch.
+
+  Attributes:
+    pictures: the batch, images of a class side by side.
+    weights: at each level, how much image n (a row) depends on image m (a
+      column); zero is no edge.
+  """
+
+  pictures: tuple[Picture, ...]
+  weights: Float[np.ndarray, 'l n n']
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+  """What a query loses with one image of its context.
+
+  Attributes:
+    picture: the image that is left out.
+    correct: whether it has the query's class.
+    score: its causal score for the query while it is there, mean over levels.
+    cosine: between the query's embeddings with and without it.
+    average_precision: of the query without it.
+    first_right: rank of the first right result without it, from 1.
+  """
+
+  picture: Picture
+  correct: bool
+  score: float
+  cosine: float
+  average_precision: float
+  first_right: int
+
+
+@dataclass(frozen=True, eq=False)
+class WhatIf:
+  """A query without each image of its context in turn.
+
+  Attributes:
+    query: the image that asks.
+    average_precision: of the query with its whole context.
+    first_right: rank of its first right result, from 1.
+    left_out: the images of its context, the largest change first.
+  """
+
+  query: Picture
+  average_precision: float
+  first_right: int
+  left_out: tuple[LeftOut, ...]
+
+
 @dataclass(frozen=True)
 class ClassRecall:
   """Recall@1 of the queries of one class.
@@ -198,6 +253,8 @@ class ReportData:
     queries_choice: how they were chosen, in one sentence.
     hardest: queries with the lowest average precision, hardest first.
     attention: one batch; None where no image looks at another.
+    causal: one batch; None for a model without a causal graph.
+    what_if: one query; None for a model without a causal graph.
     classes: recall of each class.
     panels: training curves.
     configuration: (name, value) of every setting.
@@ -216,6 +273,8 @@ class ReportData:
   queries_choice: str = ''
   hardest: tuple[QueryResult, ...] = ()
   attention: AttentionMap | None = None
+  causal: CausalMap | None = None
+  what_if: WhatIf | None = None
   classes: tuple[ClassRecall, ...] = ()
   panels: tuple[CurvePanel, ...] = ()
   configuration: tuple[tuple[str, str], ...] = ()

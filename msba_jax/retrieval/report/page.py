@@ -22,18 +22,23 @@ import numpy as np
 
 from msba_jax import __version__
 from msba_jax.data.atomic import write_atomically
-from msba_jax.retrieval.report import charts, headline, matrix
+from msba_jax.retrieval.report import arrows, charts, headline, matrix
 from msba_jax.retrieval.report.data import (
   Answers,
+  CausalMap,
   Picture,
   QueryResult,
   ReportData,
+  WhatIf,
 )
 from msba_jax.retrieval.report.picture import data_uri, thumbnail
 
 _PIXELS = 1_000_000
 _LARGEST, _SMALLEST = 112, 24
 _QUERY = 1.5
+_WORDS = {None: 'class unknown', True: 'right', False: 'wrong'}
+_STATES = {None: 'unknown', True: 'right', False: 'wrong'}
+_MARKS = {None: '', True: '✓', False: '✗'}
 _ICON = (
   b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">'
   b'<rect width="16" height="16" rx="4" fill="#3a5fcd"/>'
@@ -98,6 +103,8 @@ def render_report(data: ReportData) -> str:
       ),
       'summary': matrix.summary(attention),
     },
+    causal=data.causal and _causal(data.causal, environment),
+    what_if=data.what_if and _what_if(data.what_if, thumbnails),
     classes=charts.classes(data),
     panels=[charts.panel(panel) for panel in data.panels],
     configuration=data.configuration,
@@ -132,11 +139,16 @@ class _Thumbnails:
       for side in (result.before, result.after)
       if side is not None
     )
+    asking = len(results)
+    if data.what_if is not None:
+      hits, asking = hits + len(data.what_if.left_out), asking + 1
     budget = float(_PIXELS)
     if data.attention is not None:
       budget -= len(data.attention.pictures) * matrix.FACE_PIXELS**2
+    if data.causal is not None:
+      budget -= len(data.causal.pictures) * arrows.FACE_PIXELS**2
     # A query is shown larger than its results, and has more pixels.
-    count = max(hits + _QUERY**2 * len(results), 1)
+    count = max(hits + _QUERY**2 * asking, 1)
     side = np.clip(np.sqrt(max(budget, 0) / count), _SMALLEST, _LARGEST)
     self._hit_side, self._query_side = int(side), int(_QUERY * side)
 
@@ -174,9 +186,6 @@ def _query(
 def _answers(
   answers: Answers, name: str, thumbnails: _Thumbnails
 ) -> dict[str, Any]:
-  words = {None: 'class unknown', True: 'right', False: 'wrong'}
-  states = {None: 'unknown', True: 'right', False: 'wrong'}
-  marks = {None: '', True: '✓', False: '✗'}
   summary = []
   if answers.average_precision is not None:
     summary.append(f'AP {headline.percent(answers.average_precision)}')
@@ -188,15 +197,50 @@ def _answers(
     'hits': [
       thumbnails.hit(
         hit.picture,
-        f'Result {rank}, {words[hit.correct]}: '
+        f'Result {rank}, {_WORDS[hit.correct]}: '
         f'{hit.picture.id}{_of_class(hit.picture)}',
       )
       | {
-        'state': states[hit.correct],
-        'mark': marks[hit.correct],
+        'state': _STATES[hit.correct],
+        'mark': _MARKS[hit.correct],
         'score': f'{hit.score:.3f}',
       }
       for rank, hit in enumerate(answers.hits, start=1)
+    ],
+  }
+
+
+def _causal(graph: CausalMap, environment: jinja2.Environment) -> Any:
+  variables = arrows.layout(graph)
+  svg = environment.get_template('causal.svg').render(**variables)
+  return variables | {
+    'svg': markupsafe.Markup(svg),
+    'summary': arrows.summary(graph),
+  }
+
+
+def _what_if(what_if: WhatIf, thumbnails: _Thumbnails) -> dict[str, Any]:
+  query, base = what_if.query, what_if.average_precision
+  return {
+    'query': thumbnails.query(query, f'Query {query.id}{_of_class(query)}'),
+    'precision': headline.percent(base),
+    'first': f'{what_if.first_right:,}',
+    'count': len(what_if.left_out),
+    'rows': [
+      {
+        'picture': thumbnails.hit(
+          lost.picture,
+          f'Neighbour, {_WORDS[lost.correct]}: '
+          f'{lost.picture.id}{_of_class(lost.picture)}',
+        )
+        | {'state': _STATES[lost.correct], 'mark': _MARKS[lost.correct]},
+        'score': headline.percent(lost.score),
+        'cosine': f'{lost.cosine:.5f}',
+        'precision': headline.percent(lost.average_precision),
+        'change': headline.points(lost.average_precision - base),
+        'first': f'{lost.first_right:,}',
+      }
+      for lost in what_if.left_out
     ],
   }
 
