@@ -17,6 +17,7 @@ results: docs/systems/castle.md.
 
 import dataclasses
 import functools
+from typing import Any
 
 from msba_jax.losses import castle_losses, supervised_contrastive
 from msba_jax.models.castle import castle
@@ -31,6 +32,7 @@ def experiment(variant: str = '') -> Experiment:
   without = variant.removeprefix('no_')
   if variant and (without == variant or without not in PARTS):
     raise LookupError(f'one of {", ".join(f"no_{part}" for part in PARTS)}')
+  parts: dict[str, Any] = {without: False} if variant else {}
   base = demo()
   weights = {
     'graph': {'acyclicity': 0.0, 'sparsity': 0.0},
@@ -44,7 +46,7 @@ def experiment(variant: str = '') -> Experiment:
       features=56,
       width=72,
       num_classes=base.model.num_classes,
-      **({without: False} if variant else {}),
+      **parts,
     ),
     losses=castle_losses(
       functools.partial(supervised_contrastive, temperature=0.1),

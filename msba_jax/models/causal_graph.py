@@ -244,12 +244,12 @@ def _of_each(
   among = weights.scale * jnp.einsum('nse,nte->nst', vectors, vectors)
   among = among.at[:, 0, 1:].set(content)
   if weights.gate is not None:
-    shared = near is None or (n + m) ** 2 < n * (1 + most) ** 2
-    among = among + (
-      _shared_gate(weights.gate, own[2], other[2], near)
-      if shared
-      else directed_gate(*(nodes(own[2], other[2]),) * 2, weights.gate)
-    )
+    if near is None or (n + m) ** 2 < n * (1 + most) ** 2:
+      gate = _shared_gate(weights.gate, own[2], other[2], near)
+    else:
+      read = nodes(own[2], other[2])
+      gate = directed_gate(read, read, weights.gate)
+    among = among + gate
   valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
   scores, graphs = _levels(weights, queries, keys, among, valid)
 
