@@ -161,8 +161,9 @@ def propagate_causal_graph(
 ) -> Float[Array, '*b n n']:
   r"""Scores of the next level: C' = α C + (1 − α) Ŵ C.
 
-  Ŵ is the graph with rows that sum to one; a node without edges keeps its own
-  row.
+  Ŵ is the graph with rows that sum to one. A node without edges keeps its own
+  row, and one whose edges sum to less than 1e-3 a part of it, so that nothing
+  jumps where an edge begins and gradients stay finite.
 
   Args:
     scores: C of this level.
@@ -174,9 +175,10 @@ def propagate_causal_graph(
     Rows that sum to one, or to zero for a node that is not there.
   """
   pairs, _ = _pairs(scores, valid)
-  total = jnp.sum(graph, axis=-1, keepdims=True)
+  normal = renormalized(graph)
+  rest = jnp.maximum(1 - jnp.sum(normal, axis=-1, keepdims=True), 0)
   own = jnp.broadcast_to(jnp.eye(scores.shape[-1]), graph.shape)
-  normal = jnp.where(total > 0, renormalized(graph), own)
+  normal = normal + rest * own
   alpha = jnp.broadcast_to(mix, scores.shape[:-2])[..., None, None]
   mixed = alpha * scores + (1 - alpha) * (normal @ scores)
   return renormalized(jnp.where(pairs, mixed, 0))

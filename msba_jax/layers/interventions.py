@@ -8,7 +8,7 @@ Attributes:
   perturbed_features: random replacements.
   counterfactual_attention: weights that follow the effects.
   counterfactual_weights: weights that say nothing, for the effect loss.
-  renormalized: rows that sum to one, or to zero.
+  renormalized: rows that sum to one, or to less where there is nothing.
 
 Source of the idea: Counterfactual Attention Learning (2021), arXiv 2108.08728;
 the equations are those of this project.
@@ -169,7 +169,7 @@ def counterfactual_weights(
     mask: broadcasts to A; True takes part.
 
   Returns:
-    Weights; rows sum to one, or to zero where nothing takes part.
+    Weights; rows sum to one, or to less where next to nothing takes part.
 
   Raises:
     ValueError: there is no such kind.
@@ -199,10 +199,15 @@ def _permutation(key: jax.Array, size: int, mask: Array | None) -> Array:
   return jnp.where(seen, shuffled[rank], jnp.arange(size))
 
 
-def renormalized(rows: Float[Array, '*b m']) -> Float[Array, '*b m']:
-  """Rows divided by their sums; a row of zeros stays."""
+def renormalized(
+  rows: Float[Array, '*b m'], *, least: float = 1e-3
+) -> Float[Array, '*b m']:
+  """Rows divided by their sums, or by `least` where they sum to less.
+
+  A row of next to nothing stays less than one, and its gradient finite.
+  """
   total = jnp.sum(rows, axis=-1, keepdims=True)
-  return rows / jnp.where(total > 0, total, 1)
+  return rows / jnp.maximum(total, least)
 
 
 def _squares(messages: Array) -> Array:

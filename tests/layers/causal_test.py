@@ -173,3 +173,16 @@ def test_the_influence_of_some_is_that_of_the_whole(rng, variant):
       *float32(graphs), rows=jnp.asarray(graphs[:, :, rows], jnp.float32)
     )
     np.testing.assert_allclose(found, whole[:, :, rows], atol=1e-6)
+
+
+def test_an_edge_that_begins_changes_little_and_has_a_finite_gradient():
+  scores = jnp.array([[0.2, 0.5, 0.3], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
+
+  def next_level(edge):
+    graph = jnp.zeros((3, 3)).at[0, 1].set(edge)
+    return causal.propagate_causal_graph(scores, graph, 0.5)[0, 1]
+
+  begins = [float(next_level(edge)) for edge in (0.0, 1e-30, 1e-6)]
+  np.testing.assert_allclose(begins, begins[0], atol=1e-3)
+  for edge in (1e-30, 1e-6):
+    assert abs(float(jax.grad(next_level)(edge))) < 1e4

@@ -206,3 +206,19 @@ def test_a_kind_that_there_is_not():
 
 def test_they_are_found_beside_the_graph():
   assert causal.leave_one_out_effect is interventions.leave_one_out_effect
+
+
+def test_a_row_of_next_to_nothing_has_a_finite_gradient():
+  """All the weight of the first row is put where it is masked."""
+  weights = jnp.array([[[0, 1, 1e-30], [0, 0, 1], [1, 1e-30, 0]]])
+  off = ~jnp.eye(3, dtype=bool)
+
+  def total(weights, seed):
+    found = interventions.counterfactual_weights(
+      jax.random.key(seed), weights, mask=off
+    )
+    return jnp.sum(found**2)
+
+  for seed in range(6):
+    gradient = jax.jit(jax.grad(total))(weights, seed)
+    assert np.all(np.abs(gradient) < 1e7)
