@@ -132,7 +132,7 @@ def see(family, size):
 
 
 def correct(out, labels, stream):
-  cosines = proxy_cosines(out[stream], out['proxies'])
+  cosines = proxy_cosines(out[stream], out['proxies'], None)
   return jnp.argmax(cosines, axis=-1) == labels
 
 
@@ -327,6 +327,7 @@ def main():
   )
   parser.add_argument('--acyclicity', type=float, default=0.01)
   parser.add_argument('--effect', type=float, default=1.0)
+  parser.add_argument('--contrast', default='uniform')
   parser.add_argument('--batches', type=int, default=60)
   options = parser.parse_args()
   print(machine())
@@ -340,6 +341,8 @@ def main():
     )
     losses = msba_losses(normalized_softmax)
     if name != 'msba':
+      if model.bcp.contrast is not None:
+        model = model.clone(bcp=model.bcp.clone(contrast=options.contrast))
       losses = castle_losses(
         normalized_softmax,
         acyclicity=options.acyclicity,

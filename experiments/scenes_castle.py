@@ -9,7 +9,8 @@ background no longer tells the class:
     --data.hue-correlation 0.95 --data.shifted
 
 `scenes_castle.py:no_gate` and the other variants leave a part out. CASTLE is
-narrower than MSBA, so that both have as many parameters within 2 %. Measured
+narrower than MSBA, so that both have as many parameters within 2 %, and has
+as many heads. Measured
 results: docs/systems/castle.md.
 
   msba train experiments/scenes_castle.py
@@ -44,6 +45,7 @@ def experiment(variant: str = '') -> Experiment:
     model=castle(
       base.model.backbone,
       features=56,
+      num_heads=4,
       width=72,
       num_classes=base.model.num_classes,
       **parts,

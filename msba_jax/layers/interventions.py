@@ -8,6 +8,7 @@ Attributes:
   perturbed_features: random replacements.
   counterfactual_attention: weights that follow the effects.
   counterfactual_weights: weights that say nothing, for the effect loss.
+  permuted_places: a random order of the images that are there.
   renormalized: rows that sum to one, or to less where there is nothing.
 
 Source of the idea: Counterfactual Attention Learning (2021), arXiv 2108.08728;
@@ -18,7 +19,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from msba_jax.layers.attention import softmax_or_zero, weighted_sum
 from msba_jax.layers.normalize import safe_normalize
@@ -28,6 +29,7 @@ __all__ = [
   'counterfactual_weights',
   'intervention_effect',
   'leave_one_out_effect',
+  'permuted_places',
   'perturbed_features',
   'renormalized',
 ]
@@ -175,7 +177,7 @@ def counterfactual_weights(
     ValueError: there is no such kind.
   """
   if kind == 'permuted':
-    found = weights[..., _permutation(key, weights.shape[-1], mask)]
+    found = weights[..., permuted_places(key, weights.shape[-1], mask=mask)]
   elif kind == 'uniform':
     found = jnp.ones_like(weights)
   elif kind == 'random':
@@ -187,8 +189,19 @@ def counterfactual_weights(
   return renormalized(found)
 
 
-def _permutation(key: jax.Array, size: int, mask: Array | None) -> Array:
-  """Places (m,) in a random order; those that no row sees stay."""
+def permuted_places(
+  key: jax.Array, size: int, *, mask: Bool[Array, '...'] | None = None
+) -> Int[Array, ' m']:
+  """A random order of images, in which those that no row sees keep their place.
+
+  Args:
+    key: of the order.
+    size: m, number of images.
+    mask: broadcasts to (…, m); True takes part. None: all do.
+
+  Returns:
+    Places, each once.
+  """
   seen = jnp.ones(size, jnp.bool_)
   if mask is not None:
     rows = jnp.broadcast_to(mask, (*mask.shape[:-1], size))

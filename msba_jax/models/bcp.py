@@ -16,7 +16,10 @@ from jaxtyping import Array, Bool, Float
 from msba_jax.layers.attention import weighted_sum
 from msba_jax.layers.bidirectional import bidirectional_weights
 from msba_jax.layers.heads import head_alignment, select_heads
-from msba_jax.layers.interventions import counterfactual_weights
+from msba_jax.layers.interventions import (
+  counterfactual_weights,
+  permuted_places,
+)
 from msba_jax.models.blocks import (
   FeedForward,
   KeyProjection,
@@ -191,30 +194,24 @@ class BidirectionalContext(nn.Module):
       regions = regions if regate is None else regate(heads)
     finish = self._finish(features, looks)
 
-    def updated(weights: Array, back_weights: Array) -> Array:
-      messages = (
-        jnp.swapaxes(weighted_sum(weights, values), 0, 1),
-        jnp.swapaxes(weighted_sum(back_weights, back_values), 0, 1),
-      )
+    def updated(*read: tuple[Array, Array]) -> Array:
+      messages = (jnp.swapaxes(weighted_sum(*x), 0, 1) for x in read)
       if heads is not None:
         factors = heads[:, None, :, None].astype(regions.dtype)
-        messages = tuple(message * factors for message in messages)
+        messages = (message * factors for message in messages)
       messages = (x.reshape(asking.shape) for x in messages)
       return _by_level(finish(_by_image(regions), *messages), levels)
 
+    read = (weights, values), (back_weights, back_values)
     if self.contrast is not None and self.has_rng('dropout'):
       key = self.make_rng('dropout')
-      allowed = jnp.broadcast_to(keys_of.mask, weights.shape[-2:])
-      if keys_of.asks:
-        allowed &= ~jnp.eye(*allowed.shape, dtype=jnp.bool_)
-      # One key: both directions take the rows of the same images.
       aux['counterfactual'] = updated(
         *(
-          counterfactual_weights(key, x, kind=self.contrast, mask=allowed)
-          for x in (weights, back_weights)
+          _contrast(key, *x, kind=self.contrast, mask=keys_of.mask)
+          for x in read
         )
       )
-    return updated(weights, back_weights), aux
+    return updated(*read), aux
 
   def _finish(
     self, features: int, looks: Array
@@ -274,6 +271,25 @@ def _chosen(attention: Array, influence: Array, keep: int) -> Array:
   """Factors (n, h) of the heads that look where an image depends on others."""
   scores = head_alignment(jnp.mean(attention, axis=1), influence)
   return select_heads(jnp.sum(scores, axis=0), keep)
+
+
+def _contrast(
+  key: jax.Array,
+  weights: Array,
+  values: Array,
+  *,
+  kind: Literal['permuted', 'uniform', 'random'],
+  mask: Array,
+) -> tuple[Array, Array]:
+  """Weights that say nothing and values, or values that they belong to.
+
+  Values in another order do what weights in another order do, and are fewer.
+  One key gives both directions the same order.
+  """
+  if kind == 'permuted':
+    order = permuted_places(key, values.shape[1], mask=mask)
+    return weights, jnp.take(values, order, axis=1)
+  return counterfactual_weights(key, weights, kind=kind, mask=mask), values
 
 
 def _of_regions(bias: Array | None, r: int) -> Array | None:

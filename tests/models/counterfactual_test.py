@@ -1,8 +1,10 @@
 """Counterfactual attention, and regions of weights that say nothing."""
 
 import functools
+import itertools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,6 @@ from msba_jax.layers.interventions import (
 from msba_jax.models.bcp import BidirectionalContext
 from msba_jax.models.context import Context, batch
 from msba_jax.models.counterfactual import CounterfactualAttention
-from msba_jax.models.graph import OWN
 from tests.layers.causal_test import softmax
 
 KINDS = ('permuted', 'uniform', 'random')
@@ -153,18 +154,43 @@ def test_no_contrast_without_being_asked_for(regions):
   assert set(aux) == {'attention'}
 
 
+def test_the_permuted_contrast_reads_other_images(regions):
+  """It is the stage with foreign images whose values changed places."""
+  everyone = Context(regions[:, ::-1], EVERYONE)
+  module = BidirectionalContext(2, contrast='permuted')
+  key = jax.random.key(3)
+
+  def values_moved(order):
+    def move(next_function, arguments, keywords, context):
+      out = next_function(*arguments, **keywords)
+      foreign = context.module.name == 'values' and len(moved) == 1
+      moved.extend([context.module.name] * (context.module.name == 'values'))
+      return out[jnp.asarray(order)] if foreign else out
+
+    moved = []
+    with nn.intercept_methods(move):
+      return module.apply({'params': parameters()}, regions, everyone)[0]
+
+  _, aux = stage('permuted')(parameters(), regions, everyone, key)
+  errors = [
+    np.abs(values_moved(order) - aux['counterfactual']).max()
+    for order in itertools.permutations(range(5))
+  ]
+  assert np.sum(np.asarray(errors) < 1e-5) == 1
+  assert np.argmin(errors) != 0
+
+
 @pytest.mark.parametrize('kind', ['batch', 'memory'])
 def test_the_uniform_contrast_is_attention_without_scores(regions, kind):
-  """All others alike: what the stage does where queries and keys are zero."""
+  """All alike: what the stage does where queries and keys are zero."""
   context = batch(EVERYONE.at[1].set(False))
-  plain = context._replace(bias=OWN * jnp.eye(5))
   if kind == 'memory':
-    plain = context = Context(regions[:, ::-1], EVERYONE.at[1].set(False))
+    context = Context(regions[:, ::-1], EVERYONE.at[1].set(False))
   _, aux = stage('uniform')(parameters(), regions, context, jax.random.key(0))
   blind = parameters() | {
     'queries_keys': jax.tree.map(jnp.zeros_like, parameters()['queries_keys'])
   }
-  expected, _ = stage('uniform')(blind, regions, plain, None)
+  expected, _ = stage('uniform')(blind, regions, context, None)
   np.testing.assert_allclose(aux['counterfactual'], expected, atol=2e-6)
 
 
