@@ -5,15 +5,19 @@
 Images are two grids of features, 4 x 4 and 2 x 2. The upper half of a grid is a
 code of the instance; the lower half shows the code of the class in a giver and
 something meaningless in a receiver, which has copied the upper half of one
-giver and has its class: it can only be classified by reading from there, and
-nobody needs to read from it. On top lies one of a few styles, which images
-share without any cause. Givers have 0 to 2 receivers and classes of their own,
+giver and has its class: it can only be classified by reading from there, while
+a giver needs nobody. On top lies one of a few styles, which images share
+without any cause. Givers have 0 to 2 receivers and classes of their own,
 so that nobody else in the batch shows the class; instances are new each step.
 
 Training sees classes, never edges. Its batches come in groups of families,
 a giver and its receivers, who see only each other: one family a group at first,
-at the end all in one. Without that the context is noise before the graph is
-any good, its gate closes, and nothing teaches the graph.
+at the end all in one. No edge is told, but who belongs together is, for a
+while: in all trials without groups, of other settings and 400 to 800 steps, the
+graph found nothing. The effect loss contrasts with uniform weights.
+
+The strength of the styles sets how well raw similarity does: it is a choice, as
+are rate, steps and acyclicity, which were chosen for CASTLE on seed 0.
 
 Printed for each score of ordered pairs (n, m), on fresh batches without groups:
 
@@ -49,6 +53,7 @@ HALF = SIDE * SIDE // 2
 CLASSES, STYLES = 48, 8
 GIVERS = RECEIVERS = 24
 IMAGES = GIVERS + RECEIVERS
+EVERYBODY = np.ones(IMAGES, bool)
 APART = -3e4  # below the bias of an image towards itself
 CHUNK = 50
 SYSTEMS = {
@@ -62,12 +67,12 @@ QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447}
 
 
 class World(NamedTuple):
-  """What stays: codes of classes and styles, and how strong two things are."""
+  """What stays: codes of classes and styles, how strong style and noise are."""
 
   classes: jax.Array
   styles: jax.Array
-  style: jax.Array
-  noise: jax.Array
+  style: float
+  noise: float
 
 
 class Batch(NamedTuple):
@@ -86,12 +91,7 @@ def codes(key, count):
 
 def make_world(seed, style, noise):
   keys = jax.random.split(jax.random.fold_in(jax.random.key(1), seed))
-  return World(
-    codes(keys[0], CLASSES),
-    codes(keys[1], STYLES),
-    jnp.float32(style),
-    jnp.float32(noise),
-  )
+  return World(codes(keys[0], CLASSES), codes(keys[1], STYLES), style, noise)
 
 
 def draw(key, world):
@@ -124,18 +124,6 @@ def draw(key, world):
   )
 
 
-def see(family, size):
-  """The context in which groups of `size` families are apart."""
-  group = jnp.floor(family / size)
-  bias = jnp.where(group[:, None] == group, 0.0, APART)
-  return batch_context(jnp.ones(IMAGES, bool), bias=bias)
-
-
-def correct(out, labels, stream):
-  cosines = proxy_cosines(out[stream], out['proxies'], None)
-  return jnp.argmax(cosines, axis=-1) == labels
-
-
 def compile_training(model, losses, options):
   """`(params, world, key) → params`, all steps."""
   optimizer = optax.adamw(
@@ -143,12 +131,12 @@ def compile_training(model, losses, options):
     weight_decay=1e-2,
   )
 
-  def group_size(step):
-    """From one family to all of them, at a constant rate of growth."""
-    grown = (step / options.steps - options.alone) / (
-      options.together - options.alone
-    )
-    return GIVERS ** jnp.clip(grown, 0, 1)
+  def context_at(step, family):
+    span = options.together - options.alone
+    grown = (step / options.steps - options.alone) / span
+    group = jnp.floor(family / GIVERS ** jnp.clip(grown, 0, 1))
+    bias = jnp.where(group[:, None] == group, 0.0, APART)
+    return batch_context(EVERYBODY, bias=bias)
 
   @jax.jit
   def some(state, world, key, start):
@@ -161,19 +149,16 @@ def compile_training(model, losses, options):
         _, out = model.apply(
           {'params': params},
           batch.grids,
-          context=see(batch.family, group_size(number)),
-          train=True,
+          context=context_at(number, batch.family),
           rngs={'dropout': dropout},
         )
-        told = {'label': batch.labels, 'valid': jnp.ones(IMAGES, bool)}
-        return total_loss(losses, out, told)
+        return total_loss(
+          losses, out, {'label': batch.labels, 'valid': EVERYBODY}
+        )
 
-      (loss, terms), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-        params
-      )
+      gradients, terms = jax.grad(loss_of, has_aux=True)(params)
       updates, moments = optimizer.update(gradients, moments, params)
-      params = optax.apply_updates(params, updates)
-      return (params, moments), {'loss': loss, **terms}
+      return (optax.apply_updates(params, updates), moments), terms
 
     return jax.lax.scan(step, state, start + jnp.arange(CHUNK))
 
@@ -181,16 +166,14 @@ def compile_training(model, losses, options):
     state = params, optimizer.init(params)
     for start in range(0, options.steps, CHUNK):
       state, terms = some(state, world, key, start)
-      if (start + CHUNK) % 500 == 0:
-        shown = (f'{k} {v.mean():.3f}' for k, v in terms.items())
-        print(f'  step {start + CHUNK}: {", ".join(shown)}', flush=True)
+    print({name: round(float(x.mean()), 3) for name, x in terms.items()})
     return state[0]
 
   return fit
 
 
 def compile_scores(model):
-  """`(params, world, key) → (scores by name, batch, facts by name)`."""
+  """`(params, world, key) → (scores by name, edges, facts by name)`."""
 
   def cosines(vectors):
     units = safe_normalize(vectors.reshape(IMAGES, -1))
@@ -199,8 +182,9 @@ def compile_scores(model):
   @jax.jit
   def look(params, world, key):
     batch = draw(key, world)
-    context = batch_context(jnp.ones(IMAGES, bool))
-    _, out = model.apply({'params': params}, batch.grids, context=context)
+    _, out = model.apply(
+      {'params': params}, batch.grids, context=batch_context(EVERYBODY)
+    )
     scores = {
       'raw, all tokens': cosines(batch.grids[0]),
       'raw, pooled': cosines(jnp.mean(batch.grids[0], axis=(1, 2))),
@@ -211,17 +195,16 @@ def compile_scores(model):
     if graph is not None:
       scores |= {f'W of level {i}': level for i, level in enumerate(graph)}
       scores['W'] = jnp.mean(graph, axis=0)
-    share = out['aux']['caf']['context_share']
-    facts = {}
-    for name, which in (
-      ('receivers', batch.receives),
-      ('givers', ~batch.receives),
-    ):
-      for stream in ('solo', 'context'):
-        facts[f'{name}, accuracy in {stream}'] = jnp.mean(
-          correct(out, batch.labels, stream), where=which
-        )
-      facts[f'{name}, share of the context'] = jnp.mean(share, where=which)
+    told = {'share of the context': out['aux']['caf']['context_share']}
+    for stream in ('solo', 'context'):
+      found = jnp.argmax(proxy_cosines(out[stream], out['proxies'], None), -1)
+      told[f'accuracy in {stream}'] = found == batch.labels
+    kinds = {'receivers': batch.receives, 'givers': ~batch.receives}
+    facts = {
+      f'{kind}, {fact}': jnp.mean(values, where=which)
+      for kind, which in kinds.items()
+      for fact, values in told.items()
+    }
     return scores, batch.edges, facts
 
   return look
@@ -238,10 +221,10 @@ def auroc(scores, positive):
   return above / (hits * (len(scores) - hits))
 
 
-def hamming_distance(found, edges):
-  """Unordered pairs whose edges are not the true ones, of each batch."""
-  wrong = (found != edges) | np.swapaxes(found != edges, -1, -2)
-  return np.sum(wrong, axis=(-2, -1)) / 2
+def distance(found, edges):
+  """Unordered pairs whose edges are not the true ones, a batch."""
+  wrong = found != edges
+  return np.sum(wrong | np.swapaxes(wrong, -1, -2)) / 2 / len(edges)
 
 
 def measure(scores, edges, other_scores, other_edges):
@@ -250,14 +233,11 @@ def measure(scores, edges, other_scores, other_edges):
   turned = np.swapaxes(edges, -1, -2)
   alike = edges | turned | ((edges.astype(int) @ turned.astype(int)) > 0) & off
   difference = (scores - np.swapaxes(scores, -1, -2))[edges]
-  # 200 thresholds, dense where one in a hundred pairs is left.
   shares = 1 - np.geomspace(1e-4, 0.5, 200)
-  least = np.append(np.quantile(other_scores[:, off], shares), np.inf)
-  distances = [
-    hamming_distance((other_scores > x) & off, other_edges).mean()
-    for x in least
-  ]
-  threshold = least[np.argmin(distances)]
+  threshold = min(
+    np.append(np.quantile(other_scores[:, off], shares), np.inf),
+    key=lambda x: distance((other_scores > x) & off, other_edges),
+  )
   pairs = list(zip(scores, edges, alike, strict=True))
   return {
     'edges': np.mean([auroc(s[off], e[off]) for s, e, _ in pairs]),
@@ -266,7 +246,7 @@ def measure(scores, edges, other_scores, other_edges):
       np.concatenate([difference, -difference]),
       np.repeat([True, False], len(difference)),
     ),
-    'distance': hamming_distance((scores > threshold) & off, edges).mean(),
+    'distance': distance((scores > threshold) & off, edges),
   }
 
 
@@ -315,19 +295,13 @@ def main():
   parser.add_argument(
     '--systems', nargs='*', default=['castle', 'msba'], choices=SYSTEMS
   )
-  parser.add_argument('--steps', type=int, default=1500)
-  parser.add_argument('--rate', type=float, default=3e-3)
-  parser.add_argument('--style', type=float, default=0.5)
+  parser.add_argument('--steps', type=int, default=2000)
+  parser.add_argument('--rate', type=float, default=2e-3)
+  parser.add_argument('--style', type=float, default=0.7)
   parser.add_argument('--noise', type=float, default=0.1)
-  parser.add_argument(
-    '--alone', type=float, default=0.15, help='share of steps in families'
-  )
-  parser.add_argument(
-    '--together', type=float, default=0.7, help='when all are in one group'
-  )
-  parser.add_argument('--acyclicity', type=float, default=0.01)
-  parser.add_argument('--effect', type=float, default=1.0)
-  parser.add_argument('--contrast', default='uniform')
+  parser.add_argument('--alone', type=float, default=0.15)
+  parser.add_argument('--together', type=float, default=0.75)
+  parser.add_argument('--acyclicity', type=float, default=0.3)
   parser.add_argument('--batches', type=int, default=60)
   options = parser.parse_args()
   print(machine())
@@ -342,19 +316,17 @@ def main():
     losses = msba_losses(normalized_softmax)
     if name != 'msba':
       if model.bcp.contrast is not None:
-        model = model.clone(bcp=model.bcp.clone(contrast=options.contrast))
+        model = model.clone(bcp=model.bcp.clone(contrast='uniform'))
       losses = castle_losses(
         normalized_softmax,
         acyclicity=options.acyclicity,
-        effect=0.0 if name == 'castle, no effect' else options.effect,
+        effect=0.0 if name == 'castle, no effect' else 1.0,
       )
     fit, look = compile_training(model, losses, options), compile_scores(model)
     results = []
     for seed in options.seeds:
-      key, world = (
-        jax.random.key(seed),
-        make_world(seed, options.style, options.noise),
-      )
+      key = jax.random.key(seed)
+      world = make_world(seed, options.style, options.noise)
       grids = draw(key, world).grids
       params = jax.jit(model.init)(key, grids)['params']
       print(f'{name}, seed {seed}', flush=True)
