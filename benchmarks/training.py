@@ -11,48 +11,34 @@ that lies on the device: what the loop adds to it is the ratio.
 import argparse
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
+from steps import Stepper
 
 from msba_jax.data.prefetch import load_batch
-from msba_jax.retrieval.devices import copy_to_all, data_mesh
+from msba_jax.retrieval.devices import data_mesh
 from msba_jax.training.fit import plan_indices
 from msba_jax.training.load import load_experiment
 from msba_jax.training.loop import train
-from msba_jax.training.mesh import global_batch, host_copy
-from msba_jax.training.optimizer import make_optimizer
 from msba_jax.training.record import read_metrics
-from msba_jax.training.state import create_state
-from msba_jax.training.step import compile_step, make_step
 
 
 def bare_step(experiment, repeats=20):
   """Median seconds of the compiled step on one batch."""
   source = experiment.data.open().train
   batch = load_batch(source, plan_indices(experiment, source)(0))
-  size = experiment.batch_size
-  mesh = data_mesh(jax.devices()[:1])
   arrays = {
     'image': batch['image'],
     'label': batch['label'],
     'index': batch['index'].astype(np.int32),
-    'valid': np.ones(size, bool),
+    'valid': np.ones(experiment.batch_size, bool),
   }
-  batch = global_batch(mesh, arrays, size=size)
-  optimizer = make_optimizer(experiment.optimizer, steps=experiment.steps)
-  state = create_state(experiment, optimizer, arrays['image'][:1])
-  state = copy_to_all(host_copy(state), mesh)
-  step = compile_step(make_step(experiment, optimizer), mesh)
-  seconds = []
+  stepper = Stepper(experiment, arrays, data_mesh(jax.devices()[:1]))
   for _ in range(repeats + 1):
-    start = time.perf_counter()
-    state, metrics = step(state, batch)
-    jax.block_until_ready(metrics)
-    seconds.append(time.perf_counter() - start)
-  return statistics.median(seconds[1:])
+    stepper.run()
+  return statistics.median(stepper.seconds[1:])
 
 
 def main():

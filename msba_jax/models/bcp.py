@@ -5,7 +5,7 @@ Attributes:
   ContextKeys: the context as the stage sees it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -206,10 +206,7 @@ class BidirectionalContext(nn.Module):
     if self.contrast is not None and self.has_rng('dropout'):
       key = self.make_rng('dropout')
       aux['counterfactual'] = updated(
-        *(
-          _contrast(key, *x, kind=self.contrast, mask=keys_of.mask)
-          for x in read
-        )
+        *_contrast(key, read, kind=self.contrast, mask=keys_of.mask)
       )
     return updated(*read), aux
 
@@ -275,21 +272,24 @@ def _chosen(attention: Array, influence: Array, keep: int) -> Array:
 
 def _contrast(
   key: jax.Array,
-  weights: Array,
-  values: Array,
+  read: Sequence[tuple[Array, Array]],
   *,
   kind: Literal['permuted', 'uniform', 'random'],
   mask: Array,
-) -> tuple[Array, Array]:
-  """Weights that say nothing and values, or values that they belong to.
+) -> list[tuple[Array, Array]]:
+  """Weights and values of both directions, of which the weights say nothing.
 
   Values in another order do what weights in another order do, and are fewer.
-  One key gives both directions the same order.
   """
   if kind == 'permuted':
-    order = permuted_places(key, values.shape[1], mask=mask)
-    return weights, jnp.take(values, order, axis=1)
-  return counterfactual_weights(key, weights, kind=kind, mask=mask), values
+    order = permuted_places(key, mask.shape[-1], mask=mask)
+    return [
+      (weights, jnp.take(values, order, axis=1)) for weights, values in read
+    ]
+  return [
+    (counterfactual_weights(key, weights, kind=kind, mask=mask), values)
+    for weights, values in read
+  ]
 
 
 def _of_regions(bias: Array | None, r: int) -> Array | None:

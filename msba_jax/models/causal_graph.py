@@ -28,7 +28,7 @@ from msba_jax.layers.causal import (
 )
 from msba_jax.models.blocks import positive_parameter, small_init
 from msba_jax.models.context import AnyContext, BatchContext, Context
-from msba_jax.models.graph import OWN, add_bias
+from msba_jax.models.graph import OWN, add_bias, content_bias
 
 __all__ = ['CausalGraph']
 
@@ -201,8 +201,7 @@ def _of_batch(
   weights: Weights, solo: Array, context: BatchContext
 ) -> tuple[Told, Array]:
   """The images of a batch as nodes; also W (l, n, n)."""
-  content = weights.scale * jnp.einsum('ne,me->nm', solo, solo)
-  prior = content + _of_all_levels(context.bias, content)
+  prior = _prior(weights, solo, solo, context.bias)
   queries, keys, read = weights.features(solo)
   if weights.gate is not None:
     prior = prior + directed_gate(read, read, weights.gate)
@@ -221,8 +220,7 @@ def _of_each(
 ) -> Told:
   """Each asking image and its context as nodes, the asking image first."""
   n, m = solo.shape[0], foreign.shape[0]
-  content = weights.scale * jnp.einsum('ne,me->nm', solo, foreign)
-  content = content + _of_all_levels(context.bias, content)
+  content = _prior(weights, solo, foreign, context.bias)
   valid = jnp.broadcast_to(context.valid, (n, m))
   near = None
   if m > most:
@@ -241,7 +239,7 @@ def _of_each(
   own, other = weights.features(solo), weights.features(foreign)
   queries, keys = nodes(own[0], other[0]), nodes(own[1], other[1])
   vectors = nodes(solo, foreign)
-  among = weights.scale * jnp.einsum('nse,nte->nst', vectors, vectors)
+  among = content_bias(weights.scale, vectors, vectors)
   among = among.at[:, 0, 1:].set(content)
   if weights.gate is not None:
     if near is None or (n + m) ** 2 < n * (1 + most) ** 2:
@@ -321,16 +319,16 @@ def _penalties(graphs: Array, valid: Array) -> tuple[Array, Array]:
   return jnp.mean(cycles), jnp.mean(edges)
 
 
-def _of_all_levels(bias: Array | None, content: Array) -> Array:
-  """A bias that was in the context before, which must not differ by level."""
-  if bias is None:
-    return jnp.zeros_like(content)
-  if bias.ndim != 2:
+def _prior(
+  weights: Weights, asking: Array, answering: Array, bias: Array | None
+) -> Array:
+  """Content, and a bias that was in the context before, (n, m)."""
+  if bias is not None and bias.ndim != 2:
     raise ValueError(
       'the causal graph takes a bias (n, m) for all levels, not one a level: '
       f'{bias.shape=}'
     )
-  return bias
+  return add_bias(bias, content_bias(weights.scale, asking, answering))
 
 
 def _log(scores: Array) -> Array:

@@ -5,6 +5,7 @@ same context with a bias, and what later stages may want to know of it.
 
 Attributes:
   ContentGraph: the stage.
+  content_bias: scaled cosines, which other graphs begin with too.
   OWN: bias of an image towards itself.
   add_bias: the sum of two biases, of which one may be None.
 """
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 from msba_jax.models.blocks import positive_parameter
 from msba_jax.models.context import AnyContext, BatchContext, Context
 
-__all__ = ['OWN', 'ContentGraph', 'add_bias']
+__all__ = ['OWN', 'ContentGraph', 'add_bias', 'content_bias']
 
 # Finite: an image that is alone still attends to itself.
 OWN = -1e4
@@ -65,12 +66,8 @@ class ContentGraph(nn.Module):
     del levels
     scale = positive_parameter(self, 'scale', self.scale)
 
-    def weigh(answering: Array) -> Array:
-      products = jnp.einsum('ne,me->nm', solo, answering)
-      return scale * products.astype(jnp.float32)
-
     def foreign(context: Context) -> Context:
-      bias = weigh(embed(context.regions))
+      bias = content_bias(scale, solo, embed(context.regions))
       return context._replace(bias=add_bias(context.bias, bias))
 
     aux = {'scale': scale}
@@ -78,11 +75,21 @@ class ContentGraph(nn.Module):
       return foreign(context), aux
     if not isinstance(context, BatchContext):
       return context, {}  # solo, or what the next stage says is no context
-    bias = weigh(solo) + OWN * jnp.eye(solo.shape[0])
+    bias = content_bias(scale, solo, solo) + OWN * jnp.eye(solo.shape[0])
     memory = None if context.memory is None else foreign(context.memory)
     return BatchContext(
       context.valid, memory, add_bias(context.bias, bias)
     ), aux
+
+
+def content_bias(
+  scale: Float[Array, ''],
+  asking: Float[Array, '*b n e'],
+  answering: Float[Array, '*b m e'],
+) -> Float[Array, '*b n m']:
+  """Scaled cosines of unit vectors, float32."""
+  products = jnp.einsum('...ne,...me->...nm', asking, answering)
+  return scale * products.astype(jnp.float32)
 
 
 def add_bias(bias: Array | None, more: Array) -> Array:

@@ -107,19 +107,19 @@ class MSBA(nn.Module):
     Raises:
       ValueError: there is a prompt, and the model chooses no heads.
     """
+    keep: int = getattr(self.bcp, 'keep_heads', None) or 0
+    if prompt is not None and (self.join is None or not keep):
+      raise ValueError(
+        'a prompt chooses heads: the model needs `join` and `bcp.keep_heads`'
+      )
     levels = self.backbone(images, train=train)
     if prompt is None:
+      heads = None
       regions, aux = self.msw(levels)
-      embeddings, out = self.refine(regions, context=context)
     else:
-      keep = getattr(self.bcp, 'keep_heads', None)
-      if self.join is None or keep is None:
-        raise ValueError(
-          'a prompt chooses heads: the model needs `join` and `bcp.keep_heads`'
-        )
       regions, aux = self.msw(levels, prompt=prompt)
       heads = select_heads(aux['prompt'], keep)
-      embeddings, out = self.refine(regions, context=context, heads=heads)
+    embeddings, out = self.refine(regions, context=context, heads=heads)
     out['aux']['msw'] = aux
     return embeddings, out
 
