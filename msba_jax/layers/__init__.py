@@ -38,6 +38,11 @@ from msba_jax.layers.causal import (
   propagate_causal_graph,
   transitive_influence,
 )
+from msba_jax.layers.choice import (
+  neighbouring_mixture,
+  straight_through,
+  switch_by_image,
+)
 from msba_jax.layers.deformable import deformable_attention
 from msba_jax.layers.distributed import gathered, ring
 from msba_jax.layers.heads import (
@@ -86,10 +91,21 @@ from msba_jax.layers.sparse import (
   block_topk,
   kept_share,
 )
+from msba_jax.layers.sparsity import (
+  keep_counts,
+  relative_mask,
+  row_statistics,
+  soft_keep,
+  sparse_weights,
+  topk_indices,
+  topk_mask,
+)
+from msba_jax.layers.window_attention import attend_windows
 from msba_jax.layers.windows import (
   Windows,
   partition_windows,
   sliding_windows,
+  stripe_windows,
   window_merge,
   window_partition,
 )
@@ -108,6 +124,7 @@ __all__ = [
   'attend_blocks',
   'attend_image_blocks',
   'attend_joint_tokens',
+  'attend_windows',
   'attention_scores',
   'attention_weights',
   'bidirectional_messages',
@@ -127,12 +144,14 @@ __all__ = [
   'generalized_mean_windows',
   'head_alignment',
   'intervention_effect',
+  'keep_counts',
   'kept_share',
   'leave_one_out_effect',
   'log_normalizer',
   'manifold_keys',
   'membership_penalty',
   'neighbour_mask',
+  'neighbouring_mixture',
   'padding_mask',
   'partition_windows',
   'perturbed_features',
@@ -140,14 +159,23 @@ __all__ = [
   'prompt_tokens',
   'propagate_causal_graph',
   'region_partition',
+  'relative_mask',
   'resize_positions',
   'ring',
+  'row_statistics',
   'safe_normalize',
   'same_image_mask',
   'select_heads',
   'self_mask',
   'sliding_windows',
+  'soft_keep',
+  'sparse_weights',
+  'straight_through',
+  'stripe_windows',
+  'switch_by_image',
   'tokens_of_masks',
+  'topk_indices',
+  'topk_mask',
   'transitive_influence',
   'window_merge',
   'window_partition',

@@ -1,29 +1,38 @@
-"""Windows that slide over a grid of tokens.
+"""Windows and stripes of a grid of tokens.
 
 A window is a set of tokens, a grid of windows an index map computed once from
 static sizes. A window that reaches over the edge is filled up and marked.
 
 Attributes:
   Windows: token indices of every window and which of them are real.
+  Direction: the names of the directions of stripes.
   sliding_windows: windows of one size and stride.
   partition_windows: a grid cut into p × p parts, for any grid size.
+  stripe_windows: neighbouring rows, columns or diagonals of a grid.
+  inverse_order: where in the windows every token stands.
   window_partition: tokens to windows.
   window_merge: windows back to tokens, overlaps averaged.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 __all__ = [
+  'Direction',
   'Windows',
+  'inverse_order',
   'partition_windows',
   'sliding_windows',
+  'stripe_windows',
   'window_merge',
   'window_partition',
 ]
+
+
+Direction = Literal['horizontal', 'vertical', 'diagonal', 'antidiagonal']
 
 
 class Windows(NamedTuple):
@@ -113,10 +122,80 @@ def partition_windows(height: int, width: int, *, parts: int) -> Windows:
   return _windows(height, width, spans(height), spans(width))
 
 
+def stripe_windows(
+  height: int, width: int, *, direction: Direction, stripe: int
+) -> Windows:
+  r"""Stripes: every token is in exactly one, with whole lines of the grid.
+
+  With G = max(height, width) a token belongs to the stripe
+  ⌊row / stripe⌋ (horizontal), ⌊column / stripe⌋ (vertical),
+  ⌊((row − column) mod G) / stripe⌋ (diagonal) or
+  ⌊((row + column) mod G) / stripe⌋ (antidiagonal): diagonals wrap round, so
+  that all of them hold min(height, width) tokens. Tokens of a stripe stand line
+  by line; where the stripe does not divide the number of lines, the last one is
+  filled up.
+
+  Args:
+    height: rows of the grid.
+    width: columns of the grid.
+    direction: of the lines.
+    stripe: lines of a stripe; more than there are is all of them.
+
+  Returns:
+    The stripes, in the order of their lines.
+
+  Raises:
+    ValueError: a size is not positive, or the direction is none.
+
+  Example:
+    >>> stripes = stripe_windows(3, 3, direction='diagonal', stripe=1)
+    >>> stripes.indices.tolist()
+    [[0, 4, 8], [2, 3, 7], [1, 5, 6]]
+
+  Source: CSWin Transformer (2021), arXiv 2107.00652; diagonals are ours.
+  """
+  if min(height, width, stripe) < 1:
+    raise ValueError(f'sizes must be positive: {height=} {width=} {stripe=}')
+  lines = _lines(height, width, direction)
+  count, length = lines.shape
+  stripe = min(stripe, count)
+  stripes = -(-count // stripe)
+  filled = np.zeros((stripes * stripe, length), np.int32)
+  filled[:count] = lines
+  valid = np.broadcast_to(np.arange(len(filled))[:, None] < count, filled.shape)
+  shape = stripes, stripe * length
+  return Windows(filled.reshape(shape), valid.reshape(shape), height * width)
+
+
+def inverse_order(windows: Windows) -> Int[np.ndarray, ' t'] | None:
+  """The place of every token among those of all windows, one after the other.
+
+  Args:
+    windows: w windows of s tokens each.
+
+  Returns:
+    Places from 0 to w s − 1, so that taking them puts tokens back on the grid.
+    None where a token is in several windows, or in none.
+
+  Example:
+    >>> stripes = stripe_windows(2, 3, direction='vertical', stripe=1)
+    >>> stripes.indices.tolist(), inverse_order(stripes).tolist()
+    ([[0, 3], [1, 4], [2, 5]], [0, 2, 4, 1, 3, 5])
+  """
+  found = windows.indices[windows.valid]
+  if np.any(np.bincount(found, minlength=windows.tokens) != 1):
+    return None
+  inverse = np.empty(windows.tokens, np.int32)
+  inverse[found] = np.flatnonzero(windows.valid)
+  return inverse
+
+
 def window_partition(
   tokens: Float[Array, 'n t d'], windows: Windows
 ) -> Float[Array, 'n w s d']:
-  """Gathers the tokens of every window; places without a token are zero.
+  """The tokens of every window; places without a token are zero.
+
+  Rows, columns and rectangles are read by a transposition, others by a gather.
 
   Args:
     tokens: tokens of a grid, row-major.
@@ -128,8 +207,15 @@ def window_partition(
   Raises:
     ValueError: the windows belong to a grid of another size.
   """
-  _check(tokens.shape[1], windows)
-  gathered = jnp.take(tokens, windows.indices, axis=1)
+  if tokens.shape[1] != windows.tokens:
+    raise ValueError(
+      f'the windows belong to {windows.tokens} tokens, not to {tokens.shape[1]}'
+    )
+  nested = _nested_axes(windows)
+  if nested is not None:
+    parts = _transposed(tokens, *nested)
+    return parts.reshape(len(tokens), *windows.indices.shape, -1)
+  gathered = tokens.at[:, windows.indices].get(mode='promise_in_bounds')
   if windows.valid.all():
     return gathered
   return jnp.where(windows.valid[None, :, :, None], gathered, 0)
@@ -157,10 +243,22 @@ def window_merge(
     raise ValueError(
       f'{values.shape=} does not hold windows of {windows.indices.shape=}'
     )
+  n, _, _, d = values.shape
+  nested = _nested_axes(windows)
+  if nested is not None:
+    shape, axes = nested
+    back = tuple(int(i) for i in np.argsort(axes))
+    merged = _transposed(values, tuple(shape[i] for i in axes), back)
+    return merged.reshape(n, windows.tokens, d)
+  inverse = inverse_order(windows)
+  if inverse is not None:
+    values = values.reshape(n, -1, d)
+    return values.at[:, inverse].get(
+      mode='promise_in_bounds', unique_indices=True
+    )
   counts = np.zeros(windows.tokens, np.float32)
   np.add.at(counts, windows.indices[windows.valid], 1)
   places = np.where(windows.valid, windows.indices, windows.tokens)
-  n, _, _, d = values.shape
   total = jnp.zeros((n, windows.tokens, d), jnp.float32)
   total = total.at[:, places.reshape(-1)].add(
     values.reshape(n, -1, d).astype(jnp.float32), mode='drop'
@@ -194,8 +292,58 @@ def _windows(
   return Windows(indices[kept], valid[kept], height * width)
 
 
-def _check(tokens: int, windows: Windows) -> None:
-  if tokens != windows.tokens:
-    raise ValueError(
-      f'the windows belong to {windows.tokens} tokens, not to {tokens}'
-    )
+def _lines(
+  height: int, width: int, direction: Direction
+) -> Int[np.ndarray, 'lines length']:
+  """Flat token indices of all lines of one direction."""
+  grid = np.arange(height * width).reshape(height, width)
+  if direction == 'horizontal':
+    return grid
+  if direction == 'vertical':
+    return grid.T
+  if direction not in get_args(Direction):
+    raise ValueError(f'{direction=} must be one of {get_args(Direction)}')
+  line = np.arange(max(height, width))[:, None]
+  place = np.arange(min(height, width))[None]
+  # row − column = line, or row + column = line; along the shorter side.
+  other = line - place
+  if direction == 'diagonal':
+    other = place - line if height <= width else place + line
+  other = other % len(line)
+  row, column = (place, other) if height <= width else (other, place)
+  return row * width + column
+
+
+def _nested_axes(
+  windows: Windows,
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+  """The shape and the axes whose transposition reads the windows, if any.
+
+  Their order is that of nested loops with constant steps: the innermost one is
+  read off the first tokens, the next off the first tokens of its rounds.
+  """
+  order = windows.indices.ravel()
+  if order.size != windows.tokens or not windows.valid.all():
+    return None
+  loops, rest = [], order
+  while rest.size > 1:
+    step = int(rest[1] - rest[0])
+    regular = rest == step * np.arange(rest.size)
+    size = rest.size if regular.all() else int(np.argmin(regular))
+    if size < 2 or step < 1 or rest.size % size:
+      return None
+    loops.insert(0, (step, size))
+    rest = rest[::size]
+  outer_first = sorted(loops, reverse=True)
+  shape = tuple(size for _, size in outer_first)
+  axes = tuple(outer_first.index(loop) for loop in loops)
+  made = np.arange(order.size).reshape(shape).transpose(axes).ravel()
+  return (shape, axes) if np.array_equal(made, order) else None
+
+
+def _transposed(
+  array: Array, shape: tuple[int, ...], axes: tuple[int, ...]
+) -> Array:
+  """All axes but the first and the last of an array, as `shape`, in order."""
+  array = array.reshape(array.shape[0], *shape, array.shape[-1])
+  return array.transpose(0, *(1 + i for i in axes), array.ndim - 1)

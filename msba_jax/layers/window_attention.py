@@ -1,0 +1,179 @@
+r"""Attention inside of windows or stripes of a grid.
+
+Windows and heads are one axis while tokens are sorted into windows, so that one
+transposition, or one gather, does both.
+
+Attributes:
+  attend_windows: every token over the tokens of its own windows.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from msba_jax.layers import attention
+from msba_jax.layers.implementations import CHUNKED_SCORES
+from msba_jax.layers.windows import Windows, window_merge, window_partition
+
+__all__ = ['attend_windows']
+
+# Scores that stand in memory at once on CPU, and in a step of a loop over the
+# others: larger arrays go back to the system every time, and getting them again
+# costs more than the arithmetic.
+MOST_SCORES = 6 * 2**20
+STEP_SCORES = 3 * 2**20
+# What is added to the score of a place without a token. Finite, so that no row
+# needs to be guarded: XLA makes one kernel of the whole attention only then.
+NO_TOKEN = -1e30
+
+
+def attend_windows(
+  queries: Float[Array, 'n t h d'],
+  keys: Float[Array, 'n t h d'],
+  values: Float[Array, 'n t h f'],
+  windows: Windows,
+  *,
+  attend: Callable[..., Array] | None = None,
+) -> Float[Array, 'n t h f']:
+  r"""Attention of every token over the tokens of the windows that it is in.
+
+  o[t] = mean over the windows w with t of softmax_{s ∈ w}(q[t]·k[s]/√d) v[s].
+
+  Args:
+    queries: tokens of a grid, row-major, as they ask.
+    keys: the same tokens as they answer.
+    values: what is read from them.
+    windows: w windows of s tokens each; places without a token are masked.
+    attend: the attention inside windows, as
+      `attend(queries, keys, values, mask=mask)` with (n, w, s, h, d) arrays and
+      a mask that broadcasts to (n, w, h, s, s), or None. None is softmax
+      attention, faster on small windows than `attend` of this library.
+
+  Returns:
+    Messages in the dtype of the values; zero for a token that is in no window.
+
+  Raises:
+    ValueError: the shapes do not fit together, or the windows belong to a grid
+      of another size.
+
+  Example:
+    >>> tokens = jnp.arange(4.0).reshape(1, 4, 1, 1)
+    >>> rows = Windows(np.array([[0, 1], [2, 3]]), np.ones((2, 2), bool), 4)
+    >>> attend_windows(0 * tokens, tokens, tokens, rows).ravel().tolist()
+    [0.5, 0.5, 2.5, 2.5]
+
+  Source: Swin Transformer (2021), arXiv 2103.14030; CSWin Transformer (2021),
+  arXiv 2107.00652.
+  """
+  if queries.shape != keys.shape or queries.shape[:-1] != values.shape[:-1]:
+    raise ValueError(
+      'queries, keys and values do not fit together: '
+      f'{queries.shape=} {keys.shape=} {values.shape=}'
+    )
+  n, t, h, _ = queries.shape
+  if t != windows.tokens:
+    raise ValueError(
+      f'the windows belong to {windows.tokens} tokens, not to {t}'
+    )
+  apart = _heads_apart(windows, h)
+  asking, answering, read = (
+    window_partition(x.reshape(n, t * h, x.shape[-1]), apart)
+    for x in (queries, keys, values)
+  )
+  if attend is None and windows.indices.shape[1] ** 2 < CHUNKED_SCORES:
+    messages = _attend_small(asking, answering, read, apart)
+  else:
+    attend = attend or attention.attend
+    messages = _attend_given(asking, answering, read, windows, attend)
+  return window_merge(messages, apart).reshape(values.shape)
+
+
+def _heads_apart(windows: Windows, heads: int) -> Windows:
+  """Windows of tokens × heads, in which every window holds one head only."""
+  if heads == 1:
+    return windows
+  shape = -1, windows.indices.shape[1]
+  head = np.arange(heads)[None, :, None]
+  return Windows(
+    (windows.indices[:, None] * heads + head).reshape(shape),
+    np.repeat(windows.valid, heads, axis=0),
+    windows.tokens * heads,
+  )
+
+
+def _attend_given(
+  queries: Array,
+  keys: Array,
+  values: Array,
+  windows: Windows,
+  attend: Callable[..., Array],
+) -> Array:
+  """Attention by a function that takes all heads of a window together."""
+  count, size = windows.indices.shape
+  queries, keys, values = (
+    jnp.swapaxes(x.reshape(len(x), count, -1, *x.shape[2:]), 2, 3)
+    for x in (queries, keys, values)
+  )
+  mask = None
+  if not windows.valid.all():
+    mask = jnp.asarray(windows.valid)[None, :, None, None]
+  messages = jnp.swapaxes(attend(queries, keys, values, mask=mask), 2, 3)
+  return messages.reshape(len(messages), -1, size, messages.shape[-1])
+
+
+def _attend_small(
+  queries: Array, keys: Array, values: Array, windows: Windows
+) -> Array:
+  """Softmax attention inside (n, w, s, d) windows, a few scores at a time."""
+  n, count, size, _ = queries.shape
+  bias = None
+  if not windows.valid.all():
+    bias = np.where(windows.valid, 0, NO_TOKEN).astype(np.float32)
+  image = count * size * size
+  if jax.default_backend() != 'cpu' or n * image <= MOST_SCORES:
+    return _softmax_messages(queries, keys, values, bias)
+  rows = math.ceil(size / math.ceil(image / STEP_SCORES))
+  steps = math.ceil(size / rows)
+
+  def by_rows(arrays):
+    queries, keys, values = arrays
+    if steps == 1:
+      return _softmax_messages(queries, keys, values, bias)
+    queries = jnp.pad(queries, ((0, 0), (0, steps * rows - size), (0, 0)))
+    queries = queries.reshape(count, steps, rows, -1)
+    messages = jax.lax.map(
+      lambda x: _softmax_messages(x, keys, values, bias),
+      jnp.moveaxis(queries, 1, 0),
+    )
+    messages = jnp.moveaxis(messages, 0, 1)
+    return messages.reshape(count, steps * rows, -1)[:, :size]
+
+  together = max(1, STEP_SCORES // image)
+  arrays = queries, keys, values
+  return jax.lax.map(by_rows, arrays, batch_size=together)
+
+
+def _softmax_messages(
+  queries: Array, keys: Array, values: Array, bias: np.ndarray | None
+) -> Array:
+  """What `attend` gives where every row has a key, as one kernel of XLA."""
+  scores = jnp.einsum(
+    '...sd,...td->...st', queries, keys, preferred_element_type=jnp.float32
+  ) / math.sqrt(queries.shape[-1])
+  if bias is not None:
+    bias = bias.reshape((1,) * (scores.ndim - 3) + (len(bias), 1, -1))
+    scores = scores + jnp.asarray(bias)
+  peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+  exponentials = jnp.exp(scores - peak)
+  total = jnp.sum(exponentials, axis=-1, keepdims=True)
+  messages = jnp.einsum(
+    '...st,...tf->...sf',
+    exponentials.astype(values.dtype),
+    values,
+    preferred_element_type=jnp.float32,
+  )
+  return (messages / total).astype(values.dtype)
