@@ -3,8 +3,8 @@
 Every metric loss is called as `loss(embeddings (n, e), labels (n,), *, ...)`,
 those over proxies with `proxies (c, e)` as third argument. `valid (n,)` is
 False for padded images, which have exactly zero influence and zero gradient.
-An anchor without a positive counts zero. `msba_losses`, `solo_losses` and
-`castle_losses` turn a loss into the terms of an objective.
+An anchor without a positive counts zero. `msba_losses`, `solo_losses`,
+`castle_losses` and `nexus_losses` turn a loss into the terms of an objective.
 
 Letters of the axes are those of `msba_jax.layers`: `n` images, `m` what they
 meet, `e` embedding, `c` classes.
@@ -40,6 +40,11 @@ from msba_jax.losses.sharded import (
   ring_supervised_contrastive,
 )
 from msba_jax.losses.similarity import negative_pairs, positive_pairs
+from msba_jax.losses.sparsity import (
+  kept_mass_loss,
+  nexus_losses,
+  ratio_loss,
+)
 from msba_jax.losses.term import LossTerm, total_loss
 
 __all__ = [
@@ -50,6 +55,7 @@ __all__ = [
   'batch_hard_triplet',
   'castle_losses',
   'counterfactual_effect',
+  'kept_mass_loss',
   'label_smoothed_cross_entropy',
   'masked_mean',
   'mean_over_anchors',
@@ -59,12 +65,14 @@ __all__ = [
   'msba_losses',
   'multi_similarity',
   'negative_pairs',
+  'nexus_losses',
   'normalized_softmax',
   'nt_xent',
   'pairwise_sigmoid',
   'positive_pairs',
   'proxy_anchor',
   'published_reduction',
+  'ratio_loss',
   'ring_nt_xent',
   'ring_supervised_contrastive',
   'solo_consistency',

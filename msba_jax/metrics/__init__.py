@@ -8,8 +8,17 @@ Attributes:
   recall_at_k, precision_at_k, r_precision, map_at_r, average_precision: each
     metric of given ranks.
   bootstrap_interval, paired_bootstrap: intervals over seeds, classes, queries.
+  attention_share, block_flops, compiled_cost: what attention costs.
+  fidelity: how near sparse attention is to dense.
 """
 
+from msba_jax.metrics.cost import (
+  CompiledCost,
+  attention_share,
+  block_flops,
+  compiled_cost,
+)
+from msba_jax.metrics.fidelity import Fidelity, fidelity
 from msba_jax.metrics.intervals import (
   Interval,
   bootstrap_interval,
@@ -35,15 +44,21 @@ from msba_jax.metrics.revisited import (
 )
 
 __all__ = [
+  'CompiledCost',
   'Convention',
   'Difficulty',
+  'Fidelity',
   'Interval',
   'Relevance',
   'RetrievalScores',
+  'attention_share',
   'average_precision',
+  'block_flops',
   'bootstrap_interval',
+  'compiled_cost',
   'evaluate_retrieval',
   'evaluate_revisited',
+  'fidelity',
   'map_at_r',
   'paired_bootstrap',
   'precision_at_k',

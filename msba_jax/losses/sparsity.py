@@ -1,0 +1,192 @@
+r"""The objective of NEXUS, as terms: how much is kept, and how well.
+
+Attributes:
+  ratio_loss: twice the squared distance of the kept share from its target.
+  kept_mass_loss: divergence of sparse rows from dense ones.
+  nexus_losses: the objective of MSBA and these two.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from msba_jax.losses.objective import check_weight, msba_losses
+from msba_jax.losses.reduction import masked_mean
+from msba_jax.losses.term import LossTerm
+
+__all__ = ['kept_mass_loss', 'nexus_losses', 'ratio_loss']
+
+# What a row that keeps nothing counts as kept: its loss is −log of this.
+LEAST = 1e-6
+
+
+def ratio_loss(
+  kept: Float[Array, '*shape'] | Bool[Array, '*shape'],
+  target: float,
+  *,
+  valid: Bool[Array, '*shape'] | None = None,
+) -> Float[Array, '']:
+  r"""2 (mean M − ρ*)², a scalar: the mean of all, not of each, has a target.
+
+  So an image may keep more than another, as long as they keep ρ* together.
+
+  Args:
+    kept: M, a mask or shares, with the gradient they were given.
+    target: ρ*.
+    valid: False is left out of the mean. None: everything takes part.
+
+  Returns:
+    A scalar, at least float32; zero where nothing is valid.
+
+  Raises:
+    ValueError: the target is not a share, or `valid` has another shape.
+    TypeError: `valid` is not Boolean.
+
+  Example:
+    >>> float(ratio_loss(jnp.array([1.0, 0.5]), 0.25))
+    0.5
+
+  Source: DynamicViT: Efficient Vision Transformers with Dynamic Token
+  Sparsification (2021), arXiv 2106.02034.
+  """
+  if not 0 < target <= 1:
+    raise ValueError(f'{target=} must be above 0 and at most 1')
+  if kept.dtype == jnp.bool_:
+    kept = kept.astype(jnp.float32)
+  away = masked_mean(kept, valid) - target
+  if valid is not None:
+    away = jnp.where(jnp.any(valid), away, 0)
+  return 2 * away**2
+
+
+def kept_mass_loss(
+  weights: Float[Array, '*b n m'],
+  kept: Float[Array, '*#b n m'] | Bool[Array, '*#b n m'],
+  *,
+  valid: Bool[Array, '*b n'] | None = None,
+) -> Float[Array, '*b n']:
+  r"""KL(sparse‖dense) = −log (Σ_j A_ij M_ij / Σ_j A_ij), unreduced over rows.
+
+  The sparse row is the dense one without what is not kept, over what remains
+  of its sum, so their ratio is the same wherever it is not zero, and its
+  logarithm is all that the divergence holds. The other direction is infinite:
+  the sparse row is zero where the dense one is not. A millionth is added to
+  both sums, so that a row that keeps nothing costs 13.8.
+
+  Args:
+    weights: A, dense rows.
+    kept: M, Boolean, or numbers that have a gradient.
+    valid: False for rows that count zero, such as those of padding.
+
+  Returns:
+    One loss a row, float32 at least; zero where all is kept, and for a row of
+    zeros.
+
+  Raises:
+    ValueError: the shapes disagree.
+    TypeError: `valid` is not Boolean.
+
+  Example:
+    >>> weights = jnp.array([[0.5, 0.25, 0.25]])
+    >>> losses = kept_mass_loss(weights, jnp.array([[True, False, False]]))
+    >>> round(losses.item(), 4)
+    0.6931
+  """
+  if valid is not None:
+    if valid.shape != weights.shape[:-1]:
+      raise ValueError(
+        f'valid must be one per row: {valid.shape=} {weights.shape=}'
+      )
+    if valid.dtype != jnp.bool_:
+      raise TypeError(f'valid must be Boolean, True takes part: {valid.dtype=}')
+    weights = jnp.where(valid[..., None], weights, 0)
+  weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
+  kept = jnp.broadcast_to(kept, weights.shape).astype(weights.dtype)
+  if valid is not None:
+    kept = jnp.where(valid[..., None], kept, 0)
+  mass, total = jnp.sum(weights * kept, axis=-1), jnp.sum(weights, axis=-1)
+  there = total > 0
+  share = (mass + LEAST) / (jnp.where(there, total, 1) + LEAST)
+  return jnp.where(there, -jnp.log(jnp.where(there, share, 1)), 0)
+
+
+def nexus_losses(
+  loss: Callable[..., Array],
+  *,
+  ratio: float = 1.0,
+  target: float = 0.25,
+  mass: float = 0.5,
+  **of_msba: Any,
+) -> tuple[LossTerm, ...]:
+  r"""Objective of NEXUS: that of MSBA, how much is kept, and how well.
+
+  L = L_MSBA + λ_r 2 (mean M − ρ*)² + λ_m mean KL(sparse‖dense)
+
+  The terms beside those of MSBA are called 'ratio' and 'mass'; one of weight
+  zero is left out. They read `kept` and `divergence` of `out['aux']['msw']`,
+  one number for each level and image (l, n) or one for all, and
+  `batch['valid']`; means are over the levels and the valid images.
+
+  Args:
+    loss: as in `msba_losses`.
+    ratio: λ_r.
+    target: ρ*, the share that is to be kept.
+    mass: λ_m.
+    **of_msba: further arguments of `msba_losses`.
+
+  Returns:
+    Terms for `total_loss`.
+
+  Raises:
+    ValueError: a weight is negative, or the target is not a share; or, when the
+      terms are evaluated, the model does not give what a term reads.
+
+  Example:
+    >>> from msba_jax.losses import proxy_anchor
+    >>> [(t.name, t.weight) for t in nexus_losses(proxy_anchor)][3:]
+    [('ratio', 1.0), ('mass', 0.5)]
+  """
+  check_weight(ratio=ratio, mass=mass)
+  if not 0 < target <= 1:
+    raise ValueError(f'{target=} must be above 0 and at most 1')
+
+  def ratio_term(out: dict[str, Any], batch: dict[str, Any]) -> Array:
+    kept, valid = _told('kept', out, batch)
+    return ratio_loss(kept, target, valid=valid)
+
+  def mass_term(out: dict[str, Any], batch: dict[str, Any]) -> Array:
+    return masked_mean(*_told('divergence', out, batch))
+
+  terms = (
+    LossTerm('ratio', ratio, ratio_term),
+    LossTerm('mass', mass, mass_term),
+  )
+  return (
+    *msba_losses(loss, **of_msba),
+    *(term for term in terms if term.weight > 0),
+  )
+
+
+def _told(
+  name: str, out: dict[str, Any], batch: dict[str, Any]
+) -> tuple[Array, Array | None]:
+  """What the windows told of their sparsity, and where it counts."""
+  windows = out['aux'].get('msw', {})
+  if name not in windows:
+    raise ValueError(
+      f'the model tells no {name} of its windows: build it with sparse '
+      'windows, or give this term the weight 0'
+    )
+  told = jnp.asarray(windows[name])
+  if told.ndim == 0:
+    return told, None
+  valid = batch['valid']
+  if told.shape[-1:] != valid.shape:
+    raise ValueError(
+      f'{name} of the windows must end in one number per image: '
+      f'{told.shape=} {valid.shape=}'
+    )
+  valid = valid.reshape((1,) * (told.ndim - 1) + valid.shape)
+  return told, jnp.broadcast_to(valid, told.shape)
