@@ -11,6 +11,7 @@ from msba_jax.models.backbones.conv import ConvNet, ConvSpec
 from msba_jax.models.castle import castle
 from msba_jax.models.controls import BackboneOnly, BatchFormer
 from msba_jax.models.msba import msba
+from msba_jax.models.nexus import nexus
 
 TINY = ConvSpec((4, 8), (1, 1), levels=2)
 
@@ -30,6 +31,19 @@ def make_model(name, classes=5):
       num_heads=4,
       num_classes=classes,
       width=8,
+    )
+  if name == 'nexus':
+    return nexus(
+      backbone,
+      features=8,
+      embedding=6,
+      heads=(1, 1, 1, 1),
+      num_classes=classes,
+      widths=(1, 2),
+      region=2,
+      parts=2,
+      own=2,
+      foreign=3,
     )
   kind = {'backbone': BackboneOnly, 'batchformer': BatchFormer}[name]
   return kind(backbone, features=8, hidden=8, embedding=6, num_classes=classes)

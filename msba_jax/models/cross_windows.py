@@ -1,0 +1,149 @@
+"""Attention in cross-shaped windows whose width each image chooses.
+
+Attributes:
+  CrossWindowAttention: heads look along rows, columns and both diagonals.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from msba_jax.layers.choice import neighbouring_mixture, switch_by_image
+from msba_jax.layers.window_attention import attend_windows
+from msba_jax.layers.windows import stripe_windows
+from msba_jax.models.blocks import (
+  Attend,
+  FeedForward,
+  KeyProjection,
+  queries_keys_values,
+  small_init,
+  split_heads,
+)
+
+__all__ = ['CrossWindowAttention']
+
+DIRECTIONS = ('horizontal', 'vertical', 'diagonal', 'antidiagonal')
+
+
+class CrossWindowAttention(nn.Module):
+  """Self-attention in stripes of four directions, of a width chosen by image.
+
+  Some heads look along rows, some along columns, some along each diagonal, in
+  stripes of w tokens. A small network chooses w among the candidates from the
+  mean and the deviation of the features of an image. Where there is a key
+  'dropout', as in training, the result is a mixture of the likeliest width and
+  its likelier neighbour by a Gumbel softmax; elsewhere each image has one
+  width, and only that is computed. To the messages a depthwise convolution of
+  the values is added, for what is near.
+
+  Attributes:
+    heads: heads of each direction: rows, columns, diagonals, antidiagonals.
+    widths: candidates, in tokens, ascending; a single one is not chosen. Wider
+      ones than a grid are as wide as the grid.
+    temperature: of the Gumbel softmax.
+    attend: the attention function inside of stripes, as `attend_windows` takes
+      it; None is its own.
+    keys: makes the module of the keys; None is a plain projection.
+
+  Source: CSWin Transformer (2021), arXiv 2107.00652, for stripes and the
+  convolution; diagonals and the choice are those of this project.
+  """
+
+  heads: Sequence[int] = (3, 3, 1, 1)
+  widths: Sequence[int] = (2, 4, 8)
+  temperature: float = 1.0
+  attend: Attend | None = None
+  keys: KeyProjection | None = None
+
+  @nn.compact
+  def __call__(
+    self, grid: Float[Array, 'n y x d']
+  ) -> tuple[Float[Array, 'n y x d'], dict[str, Array]]:
+    """Messages for every token.
+
+    Args:
+      grid: normalised tokens.
+
+    Returns:
+      The messages, and `widths` (n, k), how likely each candidate is; `stripe`
+      (n,), the likeliest, in tokens; `grid` (2,), rows and columns.
+
+    Raises:
+      ValueError: no head or no width, or the heads do not divide the features.
+    """
+    n, height, width, features = grid.shape
+    if len(self.heads) != len(DIRECTIONS) or not sum(self.heads):
+      raise ValueError(
+        f'one number of heads for each of {DIRECTIONS}, not all zero: '
+        f'{self.heads=}'
+      )
+    if not self.widths:
+      raise ValueError('at least one width of stripes is needed')
+    tokens = grid.reshape(n, height * width, features)
+    projected = queries_keys_values(
+      tokens, features, self.keys, grid=(height, width)
+    )
+    local = nn.Conv(
+      features, (3, 3), feature_group_count=features, name='local'
+    )(projected[2].reshape(grid.shape))
+    heads = tuple(split_heads(x, sum(self.heads)) for x in projected)
+    branches = [
+      functools.partial(self._in_stripes, shape=(height, width), stripe=w)
+      for w in self.widths
+    ]
+    if len(branches) == 1:
+      messages, likely = branches[0](heads), jnp.ones((n, 1))
+    else:
+      messages, likely = self._chosen(tokens, branches, heads)
+    messages = messages.reshape(grid.shape) + local
+    stripe = jnp.asarray(self.widths)[jnp.argmax(likely, axis=-1)]
+    return nn.Dense(features, name='out')(messages), {
+      'widths': likely,
+      'stripe': stripe,
+      'grid': jnp.asarray((height, width)),
+    }
+
+  def _chosen(
+    self,
+    tokens: Array,
+    branches: Sequence[Callable[[tuple[Array, ...]], Array]],
+    heads: tuple[Array, ...],
+  ) -> tuple[Array, Array]:
+    """Messages of the width of each image, or of two; how likely each is."""
+    told = jnp.concatenate(
+      [jnp.mean(tokens, axis=1), jnp.std(tokens, axis=1)], axis=-1
+    )
+    logits = FeedForward(
+      tokens.shape[-1] // 2, len(branches), outer_init=small_init, name='width'
+    )(told)
+    likely = jax.nn.softmax(logits, axis=-1)
+    if not self.has_rng('dropout'):
+      choice = jnp.argmax(logits, axis=-1)
+      return switch_by_image(choice, branches, heads), likely
+    shares = neighbouring_mixture(
+      logits, key=self.make_rng('dropout'), temperature=self.temperature
+    )
+    messages = jnp.stack([branch(heads) for branch in branches])
+    return jnp.einsum(
+      'nk,kn...->n...', shares.astype(messages.dtype), messages
+    ), likely
+
+  def _in_stripes(
+    self, heads: tuple[Array, ...], *, shape: tuple[int, int], stripe: int
+  ) -> Array:
+    """Messages (n, t, h, d / h) of all directions at one width."""
+    parts, start = [], 0
+    for direction, count in zip(DIRECTIONS, self.heads, strict=True):
+      if not count:
+        continue
+      windows = stripe_windows(*shape, direction=direction, stripe=stripe)
+      queries, keys, values = (x[:, :, start : start + count] for x in heads)
+      parts.append(
+        attend_windows(queries, keys, values, windows, attend=self.attend)
+      )
+      start += count
+    return jnp.concatenate(parts, axis=2)

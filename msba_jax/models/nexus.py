@@ -1,0 +1,97 @@
+"""NEXUS: MSBA with attention that is spent where it matters.
+
+| part | where |
+|---|---|
+| stripes in four directions, wide as an image asks | `CrossWindowAttention` |
+| what is near beside what is far | the convolution of its values |
+| regions that matter, and how many: the meta-network | `SparseAttention` |
+| few regions of few other images | `SparseContext` |
+| scales, which tell each other | `CrossWindowRegions`, `HierarchicalFusion` |
+
+Attributes:
+  nexus: the system with its defaults.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+
+from msba_jax.models.blocks import KeyProjection
+from msba_jax.models.caf import ContentAdaptiveFusion
+from msba_jax.models.cross_window_regions import CrossWindowRegions, Mixer
+from msba_jax.models.cross_windows import CrossWindowAttention
+from msba_jax.models.graph import ContentGraph
+from msba_jax.models.hierarchical import HierarchicalFusion
+from msba_jax.models.msba import MSBA
+from msba_jax.models.sparse_attention import SparseAttention
+from msba_jax.models.sparse_context import SparseContext
+
+__all__ = ['nexus']
+
+
+def nexus(
+  backbone: nn.Module,
+  *,
+  features: int = 64,
+  embedding: int = 128,
+  heads: Sequence[int] = (3, 3, 1, 1),
+  num_classes: int = 0,
+  keys: KeyProjection | None = None,
+  widths: Sequence[int] = (2, 4, 8),
+  region: int = 4,
+  ratios: Sequence[float] = (1 / 8, 1 / 4, 1 / 2, 1.0),
+  parts: int = 4,
+  scales: Sequence[int] = (1,),
+  own: int = 4,
+  foreign: int = 4,
+  mixers: Sequence[Mixer] | None = None,
+) -> MSBA:
+  """The system.
+
+  Args:
+    backbone: images to grids, fine to coarse.
+    features: width of a region.
+    embedding: width of an embedding.
+    heads: heads of each direction of the stripes: rows, columns, diagonals,
+      antidiagonals. Their sum is the number of heads everywhere.
+    num_classes: rows of the shared head; 0 is no head.
+    keys: makes the modules of the keys; None is plain ones.
+    widths: widths of stripes that an image may choose.
+    region: side of the regions of the sparse attention, in tokens.
+    ratios: shares of regions that a row may keep.
+    parts: regions along a side of an image that other images may see.
+    scales: of each grid of the backbone; (1, 2, 4) for one that has one grid.
+    own: regions of the own image that a region sees in a context.
+    foreign: regions of other images that it sees.
+    mixers: attention of the grids in place of stripes and sparse attention,
+      for comparison.
+
+  Returns:
+    The model, for `losses.nexus_losses`.
+
+  Example:
+    >>> from msba_jax.models.backbones.conv import VARIANTS, ConvNet
+    >>> model = nexus(ConvNet(VARIANTS['pico']), num_classes=10)
+    >>> model.bcp.foreign
+    4
+  """
+  num_heads = sum(heads)
+  if mixers is None:
+    mixers = (
+      functools.partial(
+        CrossWindowAttention, tuple(heads), tuple(widths), keys=keys
+      ),
+      functools.partial(
+        SparseAttention, num_heads, region, tuple(ratios), keys=keys
+      ),
+    )
+  return MSBA(
+    backbone=backbone,
+    msw=CrossWindowRegions(features, tuple(mixers), parts, tuple(scales)),
+    bcp=SparseContext(num_heads, own=own, foreign=foreign, keys=keys),
+    cfi=HierarchicalFusion(),
+    caf=ContentAdaptiveFusion(embedding),
+    graph=ContentGraph(),
+    num_classes=num_classes,
+  )

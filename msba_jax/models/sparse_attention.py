@@ -1,0 +1,192 @@
+"""Self-attention of a grid over the few regions that a row of it needs.
+
+Attributes:
+  SparseAttention: regions choose regions, and how many.
+"""
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from msba_jax.layers.attention import attend
+from msba_jax.layers.choice import straight_through
+from msba_jax.layers.sparse import attend_blocks, block_mask
+from msba_jax.layers.sparsity import (
+  keep_counts,
+  row_statistics,
+  soft_keep,
+  sparse_weights,
+  topk_indices,
+)
+from msba_jax.losses.sparsity import kept_mass_loss
+from msba_jax.models.blocks import (
+  FeedForward,
+  KeyProjection,
+  queries_keys_values,
+  small_init,
+  split_heads,
+)
+
+__all__ = ['SparseAttention', 'region_side']
+
+
+def region_side(height: int, width: int, most: int) -> int:
+  """The largest side of square regions, up to `most`, that tile a grid."""
+  return max(s for s in range(1, most + 1) if not (height % s or width % s))
+
+
+class SparseAttention(nn.Module):
+  r"""Tokens look at the regions that their own region finds important.
+
+  The grid is cut into square regions. Region i scores region j by the product
+  of mean query and mean key, S_ij; a small network reads the entropy, maximum
+  and deviation of the row S_i and says which share ρ_i of all regions the row
+  keeps, among them always its own; softmax attention runs over the tokens of
+  the kept regions, and only those are gathered.
+
+  Where there is a key 'dropout', as in training, ρ_i is drawn by a Gumbel
+  softmax with a straight-through gradient. The choice itself has no gradient,
+  so that one is lent to it: attention among means of regions under the mask,
+
+      m̃_i = Σ_j P_ij M_ij v̄_j / Σ_j P_ij M_ij,   P = softmax(S),
+
+  of which the value is not added and the gradient by M is.
+
+  Attributes:
+    num_heads: number of heads.
+    region: largest side of a region, in tokens; smaller where it would not
+      tile the grid.
+    ratios: candidates of ρ; a single one is not chosen.
+    temperature: of the Gumbel softmax and of the mask's gradient.
+    dense: attends to everything with the same parameters, and tells how far the
+      choice would be from it.
+    keys: makes the module of the keys; None is a plain projection.
+
+  Source: BiFormer: Vision Transformer with Bi-Level Routing Attention (2023),
+  arXiv 2303.08810, for regions by products of means; MoBA (2025), arXiv
+  2502.13189. The network is that of this project.
+  """
+
+  num_heads: int = 8
+  region: int = 4
+  ratios: Sequence[float] = (1 / 8, 1 / 4, 1 / 2, 1.0)
+  temperature: float = 1.0
+  dense: bool = False
+  keys: KeyProjection | None = None
+
+  @nn.compact
+  def __call__(
+    self, grid: Float[Array, 'n y x d']
+  ) -> tuple[Float[Array, 'n y x d'], dict[str, Array]]:
+    """Messages for every token.
+
+    Args:
+      grid: normalised tokens.
+
+    Returns:
+      The messages, and `kept` (n,), the share of pairs of regions that is
+      kept; `divergence` (n,), −log of the attention among regions that the
+      kept ones have, the mean over rows; `blocks` (n, i, i), the kept regions
+      of each region by importance, −1 behind them; `cut` (2,), regions along
+      each side.
+
+    Raises:
+      ValueError: a ratio is not in (0, 1], or the heads do not divide the
+        features.
+    """
+    if not self.ratios or not all(0 < ratio <= 1 for ratio in self.ratios):
+      raise ValueError(f'ratios must lie in (0, 1]: {self.ratios=}')
+    n, height, width, features = grid.shape
+    side = region_side(height, width, self.region)
+    projected = [
+      _to_regions(x.reshape(grid.shape), side)
+      for x in queries_keys_values(
+        grid.reshape(n, height * width, features),
+        features,
+        self.keys,
+        grid=(height, width),
+      )
+    ]
+    means = [
+      jnp.mean(x.reshape(n, -1, side * side, features), axis=2)
+      for x in projected
+    ]
+    scores = jnp.einsum(
+      'nid,njd->nij', *means[:2], preferred_element_type=jnp.float32
+    ) / math.sqrt(features)
+    count = scores.shape[-1]
+    ratio = self._ratio(scores)
+    own = jnp.arange(count)
+    indices = topk_indices(
+      jax.lax.stop_gradient(scores),
+      keep_counts(jax.lax.stop_gradient(ratio), count),
+      own=own,
+    )
+    kept = straight_through(
+      block_mask(indices, count).astype(jnp.float32),
+      soft_keep(scores, ratio * count, self.temperature, own=own),
+    )
+    queries, keys, values = (split_heads(x, self.num_heads) for x in projected)
+    if self.dense:
+      messages = attend(queries, keys, values)
+    else:
+      messages = attend_blocks(
+        queries, keys, values, indices[:, None], block=side * side
+      )
+      messages = messages + _lent(kept, scores, means[2], messages)
+    messages = _to_grid(messages.reshape(n, -1, features), grid, side)
+    divergence = kept_mass_loss(jax.nn.softmax(scores, axis=-1), kept)
+    return nn.Dense(features, name='out')(messages), {
+      'kept': jnp.mean(kept, axis=(1, 2)),
+      'divergence': jnp.mean(divergence, axis=1),
+      'blocks': indices,
+      'cut': jnp.asarray((height // side, width // side)),
+    }
+
+  def _ratio(self, scores: Array) -> Array:
+    """ρ of every row, (n, i): one of the candidates, with a soft gradient."""
+    candidates = jnp.asarray(self.ratios, jnp.float32)
+    if len(self.ratios) == 1:
+      return jnp.broadcast_to(candidates, scores.shape[:-1])
+    logits = FeedForward(
+      16, len(self.ratios), outer_init=small_init, name='ratio'
+    )(row_statistics(scores))
+    if self.has_rng('dropout'):
+      noise = jax.random.gumbel(self.make_rng('dropout'), logits.shape)
+      logits = (logits + noise) / self.temperature
+    chosen = straight_through(
+      jax.nn.one_hot(jnp.argmax(logits, axis=-1), len(self.ratios)),
+      jax.nn.softmax(logits, axis=-1),
+    )
+    return jnp.einsum('nik,k->ni', chosen, candidates)
+
+
+def _lent(kept: Array, scores: Array, means: Array, messages: Array) -> Array:
+  """Zero, with the gradient that attention among means has by the mask."""
+  attention = jax.lax.stop_gradient(jax.nn.softmax(scores, axis=-1))
+  coarse = jnp.einsum(
+    'nij,njd->nid',
+    sparse_weights(attention, kept),
+    jax.lax.stop_gradient(means).astype(jnp.float32),
+  )
+  coarse = (coarse - jax.lax.stop_gradient(coarse)).astype(messages.dtype)
+  n, t, h, f = messages.shape
+  return jnp.repeat(coarse, t // coarse.shape[1], axis=1).reshape(n, t, h, f)
+
+
+def _to_regions(grid: Array, side: int) -> Array:
+  """(n, y, x, d) to (n, t, d), the tokens of a region one after another."""
+  n, height, width, d = grid.shape
+  cut = grid.reshape(n, height // side, side, width // side, side, d)
+  return jnp.swapaxes(cut, 2, 3).reshape(n, height * width, d)
+
+
+def _to_grid(tokens: Array, like: Array, side: int) -> Array:
+  """The inverse of `_to_regions`, in the shape of a grid."""
+  n, height, width, d = like.shape
+  cut = tokens.reshape(n, height // side, width // side, side, side, d)
+  return jnp.swapaxes(cut, 2, 3).reshape(n, height, width, d)

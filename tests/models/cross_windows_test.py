@@ -1,0 +1,200 @@
+"""Stripes in four directions, and the width that each image chooses."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from msba_jax.models.cross_windows import DIRECTIONS, CrossWindowAttention
+
+HEADS = (1, 1, 1, 1)
+
+
+@functools.cache
+def made(heads=HEADS, widths=(1, 2, 4), side=(4, 6)):
+  """The module, a compiled apply, and parameters without special values."""
+  module = CrossWindowAttention(heads, widths)
+  variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, *side, 8)))
+  leaves, tree = jax.tree.flatten(variables)
+  rng = np.random.default_rng(1)
+  leaves = [x + 0.3 * rng.normal(size=x.shape).astype('f4') for x in leaves]
+  apply = jax.jit(lambda v, grid, rngs: module.apply(v, grid, rngs=rngs))
+  return module, apply, jax.tree.unflatten(tree, leaves)
+
+
+@pytest.fixture
+def grid(rng):
+  """Five grids of four rows and six columns, which choose differently."""
+  scale = np.array([0.2, 1.0, 2.0, 4.0, -3.0]).reshape(5, 1, 1, 1)
+  return jnp.asarray(scale * rng.normal(size=(5, 4, 6, 8)), jnp.float32)
+
+
+def group_of(direction, row, column, stripe, side):
+  """The number of the stripe of a token."""
+  most = max(side)
+  line = {
+    'horizontal': row,
+    'vertical': column,
+    'diagonal': (row - column) % most,
+    'antidiagonal': (row + column) % most,
+  }[direction]
+  return line // stripe
+
+
+def reference(params, grid, stripe):
+  """Messages of one image in float64, token by token."""
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  height, width, d = grid.shape
+  tokens = np.asarray(grid, np.float64).reshape(-1, d)
+  qkv = tokens @ params['qkv']['kernel'] + params['qkv']['bias']
+  queries, keys, values = np.split(qkv, 3, axis=1)
+  places = [(y, x) for y in range(height) for x in range(width)]
+  messages = np.zeros_like(values)
+  for head, direction in enumerate(DIRECTIONS):
+    part = slice(2 * head, 2 * head + 2)
+    groups = np.array(
+      [group_of(direction, *at, stripe, (height, width)) for at in places]
+    )
+    for t, group in enumerate(groups):
+      same = np.flatnonzero(groups == group)
+      scores = keys[same, part] @ queries[t, part] / np.sqrt(2)
+      weights = np.exp(scores - scores.max())
+      messages[t, part] = weights @ values[same, part] / weights.sum()
+  padded = np.pad(values.reshape(height, width, d), ((1, 1), (1, 1), (0, 0)))
+  kernel = params['local']['kernel'][:, :, 0]
+  for t, (y, x) in enumerate(places):
+    near = padded[y : y + 3, x : x + 3]
+    messages[t] += (near * kernel).sum(axis=(0, 1)) + params['local']['bias']
+  out = messages @ params['out']['kernel'] + params['out']['bias']
+  return out.reshape(grid.shape)
+
+
+def test_each_image_has_the_stripes_it_chose(grid):
+  _, apply, variables = made()
+  messages, told = apply(variables, grid, None)
+  chex.assert_shape(told['widths'], (5, 3))
+  stripes = np.asarray(told['stripe'])
+  np.testing.assert_array_equal(
+    stripes, np.array([1, 2, 4])[np.argmax(told['widths'], axis=1)]
+  )
+  assert len(set(stripes.tolist())) > 1, 'the images must choose differently'
+  for i, stripe in enumerate(stripes):
+    expected = reference(variables['params'], grid[i], stripe)
+    np.testing.assert_allclose(messages[i], expected, atol=3e-5)
+  np.testing.assert_array_equal(told['grid'], (4, 6))
+
+
+def test_an_image_is_the_same_in_any_batch(grid):
+  _, apply, variables = made()
+  messages, told = apply(variables, grid, None)
+  for i in (0, 4):
+    alone, alone_told = apply(variables, grid[i : i + 1], None)
+    np.testing.assert_allclose(alone[0], messages[i], rtol=1e-5, atol=5e-6)
+    assert alone_told['stripe'][0] == told['stripe'][i]
+  others = grid.at[1:].set(-grid[1:])
+  changed, _ = apply(variables, others, None)
+  np.testing.assert_allclose(changed[0], messages[0], rtol=1e-5, atol=5e-6)
+
+
+def test_one_trace_serves_all_choices(grid):
+  module, _, variables = made()
+
+  @jax.jit
+  @chex.assert_max_traces(n=1)
+  def run(grid):
+    messages, told = module.apply(variables, grid)
+    return messages, told['stripe']
+
+  chosen = {tuple(run(scale * grid)[1].tolist()) for scale in (1, -2, 0.3)}
+  assert len(chosen) > 1
+
+
+def test_training_mixes_two_neighbours_and_learns_the_width(grid):
+  module, apply, variables = made()
+  key = jax.random.key(3)
+  mixed, _ = apply(variables, grid, {'dropout': key})
+  plain, _ = apply(variables, grid, None)
+  other, _ = apply(variables, grid, {'dropout': jax.random.key(4)})
+  assert np.abs(mixed - plain).max() > 1e-3
+  assert np.abs(mixed - other).max() > 1e-3
+  # A small temperature leaves one width: the mixture is one of the choices.
+  cold = CrossWindowAttention(HEADS, (1, 2, 4), temperature=1e-4)
+  sharp, _ = jax.jit(lambda g: cold.apply(variables, g, rngs={'dropout': key}))(
+    grid
+  )
+  for i in range(len(grid)):
+    distance = [
+      np.abs(sharp[i] - reference(variables['params'], grid[i], w)).max()
+      for w in (1, 2, 4)
+    ]
+    assert min(distance) < 1e-3
+
+  @jax.jit
+  @jax.grad
+  def gradient(params):
+    messages, _ = module.apply({'params': params}, grid, rngs={'dropout': key})
+    return jnp.sum(messages**3)
+
+  chex.assert_tree_all_finite(gradient(variables['params']))
+  for leaf in jax.tree.leaves(gradient(variables['params'])):
+    assert np.abs(leaf).max() > 0
+
+
+def test_without_a_key_the_gradient_is_that_of_the_chosen_width(grid):
+  module, _, variables = made()
+  single = CrossWindowAttention(HEADS, (2,))
+  fixed = {k: v for k, v in variables['params'].items() if k != 'width'}
+  stripes = module.apply(variables, grid)[1]['stripe']
+
+  def total(module, params, images):
+    return jnp.sum(module.apply({'params': params}, images)[0] ** 3)
+
+  chosen = np.flatnonzero(np.asarray(stripes) == 2)
+  assert len(chosen)
+  images = grid[chosen]
+  found = jax.jit(jax.grad(functools.partial(total, module)))(
+    variables['params'], images
+  )
+  expected = jax.jit(jax.grad(functools.partial(total, single)))(fixed, images)
+  for name in fixed:
+    chex.assert_trees_all_close(found[name], expected[name], rtol=1e-4)
+
+
+def test_a_single_width_makes_no_network(grid):
+  module, apply, variables = made(widths=(2,))
+  assert 'width' not in variables['params']
+  _, told = apply(variables, grid, {'dropout': jax.random.key(0)})
+  np.testing.assert_array_equal(told['stripe'], np.full(5, 2))
+  np.testing.assert_array_equal(told['widths'], np.ones((5, 1)))
+  del module
+
+
+def test_directions_without_heads_are_left_out(grid):
+  module, apply, variables = made(heads=(2, 2, 0, 0), widths=(1,))
+  changed = grid.at[:, 3, 5].add(1.0)
+  before, _ = apply(variables, grid, None)
+  after, _ = apply(variables, changed, None)
+  moved = np.abs(after - before).max(axis=(0, 3)) > 1e-6
+  expected = np.zeros((4, 6), bool)
+  expected[3], expected[:, 5], expected[2:, 4:] = True, True, True
+  np.testing.assert_array_equal(moved, expected)
+  del module
+
+
+@pytest.mark.parametrize(
+  ('heads', 'widths', 'message'),
+  [
+    ((2, 2), (1,), 'one number of heads'),
+    ((0, 0, 0, 0), (1,), 'not all zero'),
+    (HEADS, (), 'at least one width'),
+    ((1, 1, 1, 0), (1,), 'must divide'),
+  ],
+)
+def test_bad_fields_are_named(heads, widths, message, unchecked):
+  with pytest.raises(ValueError, match=message):
+    CrossWindowAttention(heads, widths).init(
+      jax.random.key(0), jnp.zeros((1, 2, 2, 8))
+    )

@@ -1,0 +1,180 @@
+"""Regions that choose regions, and how many."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from msba_jax.models.sparse_attention import SparseAttention, region_side
+
+RATIOS = (1 / 4, 1 / 2, 1.0)
+
+
+@functools.cache
+def made(dense=False, ratios=RATIOS):
+  """The module, a compiled apply, and parameters without special values."""
+  module = SparseAttention(2, region=2, ratios=ratios, dense=dense)
+  variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4, 8, 8)))
+  leaves, tree = jax.tree.flatten(variables)
+  rng = np.random.default_rng(1)
+  leaves = [x + 0.3 * rng.normal(size=x.shape).astype('f4') for x in leaves]
+  apply = jax.jit(lambda v, grid, rngs: module.apply(v, grid, rngs=rngs))
+  return module, apply, jax.tree.unflatten(tree, leaves)
+
+
+@pytest.fixture
+def grid(rng):
+  """Five grids of four rows and eight columns: eight regions of four tokens."""
+  scale = np.array([0.2, 1.0, 2.0, 4.0, 0.5]).reshape(5, 1, 1, 1)
+  return jnp.asarray(scale * rng.normal(size=(5, 4, 8, 8)), jnp.float32)
+
+
+def gelu(x):
+  return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def reference(params, grid):
+  """Messages of one image in float64, and how much each region keeps."""
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  height, width, d = grid.shape
+  qkv = np.asarray(grid, np.float64) @ params['qkv']['kernel']
+  qkv = (qkv + params['qkv']['bias']).reshape(height, width, 3, d)
+  regions = [
+    [(y + i, x + j) for i in (0, 1) for j in (0, 1)]
+    for y in range(0, height, 2)
+    for x in range(0, width, 2)
+  ]
+  parts = np.array([[qkv[at] for at in region] for region in regions])
+  means = parts.mean(axis=1)
+  scores = means[:, 0] @ means[:, 1].T / np.sqrt(d)
+  count = len(regions)
+  messages, kept = np.zeros((height, width, d)), np.zeros((count, count), bool)
+  for i, row in enumerate(scores):
+    weights = np.exp(row - row.max())
+    weights = weights / weights.sum()
+    told = np.array(
+      [-(weights * np.log(weights)).sum() / np.log(count), row.max(), row.std()]
+    )
+    inner = params['ratio']['inner'], params['ratio']['outer']
+    logits = gelu(told @ inner[0]['kernel'] + inner[0]['bias'])
+    logits = logits @ inner[1]['kernel'] + inner[1]['bias']
+    keep = int(np.ceil(RATIOS[np.argmax(logits)] * count - 1e-9))
+    order = [i] + [j for j in np.argsort(-row, kind='stable') if j != i]
+    chosen = order[:keep]
+    kept[i, chosen] = True
+    keys, values = (parts[chosen][:, :, k].reshape(-1, d) for k in (1, 2))
+    for at, query in zip(regions[i], parts[i, :, 0], strict=True):
+      for head in range(2):
+        part = slice(4 * head, 4 * head + 4)
+        scored = keys[:, part] @ query[part] / 2
+        attention = np.exp(scored - scored.max())
+        messages[at][part] = attention @ values[:, part] / attention.sum()
+  out = messages @ params['out']['kernel'] + params['out']['bias']
+  mass = (np.exp(scores) * kept).sum(1) / np.exp(scores).sum(1)
+  return out, kept, -np.log(mass).mean()
+
+
+def test_values_and_what_is_told(grid):
+  _, apply, variables = made()
+  messages, told = apply(variables, grid, None)
+  shares = set()
+  for i in range(len(grid)):
+    expected, kept, divergence = reference(variables['params'], grid[i])
+    np.testing.assert_allclose(messages[i], expected, rtol=5e-5, atol=5e-5)
+    np.testing.assert_allclose(told['kept'][i], kept.mean(), atol=1e-6)
+    np.testing.assert_allclose(told['divergence'][i], divergence, atol=1e-4)
+    blocks = np.asarray(told['blocks'][i])
+    for row, names in zip(kept, blocks, strict=True):
+      assert set(names[names >= 0].tolist()) == set(np.flatnonzero(row))
+    shares |= set(kept.sum(axis=1).tolist())
+  assert len(shares) > 1, 'rows must keep different numbers'
+  np.testing.assert_array_equal(told['cut'], (2, 4))
+
+
+def test_dense_has_the_same_parameters_and_leaves_nothing_out(grid):
+  _, apply, variables = made()
+  _, dense, other = made(dense=True)
+  chex.assert_trees_all_equal_shapes(variables, other)
+  whole = made(ratios=(1.0,))[1]
+  fixed = {k: v for k, v in variables['params'].items() if k != 'ratio'}
+  expected, _ = whole({'params': fixed}, grid, None)
+  found, told = dense(variables, grid, None)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  _, of_sparse = apply(variables, grid, None)
+  np.testing.assert_array_equal(told['blocks'], of_sparse['blocks'])
+
+
+def test_the_gradient_of_the_choice_is_lent(grid):
+  """The network learns from the messages alone, and the value is untouched."""
+  module, apply, variables = made()
+  key = jax.random.key(2)
+
+  @jax.jit
+  @jax.value_and_grad
+  def of_messages(params):
+    messages, _ = module.apply({'params': params}, grid, rngs={'dropout': key})
+    return jnp.sum(messages**3)
+
+  _, gradients = of_messages(variables['params'])
+  chex.assert_tree_all_finite(gradients)
+  for leaf in jax.tree.leaves(gradients):
+    assert np.abs(leaf).max() > 0
+
+  @jax.jit
+  @jax.grad
+  def of_shares(params):
+    _, told = module.apply({'params': params}, grid)
+    return jnp.mean(told['kept'])
+
+  step = of_shares(variables['params'])['ratio']
+  less = jax.tree.map(
+    lambda x, g: x - 50 * g, variables['params']['ratio'], step
+  )
+  _, before = apply(variables, grid, None)
+  _, after = apply(
+    {'params': variables['params'] | {'ratio': less}}, grid, None
+  )
+  assert after['kept'].mean() < before['kept'].mean()
+
+
+def test_an_image_is_the_same_in_any_batch(grid):
+  _, apply, variables = made()
+  messages, _ = apply(variables, grid, None)
+  alone, _ = apply(variables, grid[3:4], None)
+  np.testing.assert_allclose(alone[0], messages[3], rtol=1e-5, atol=2e-5)
+  changed, _ = apply(variables, grid.at[0].set(7.0), None)
+  np.testing.assert_allclose(changed[1:], messages[1:], rtol=1e-5, atol=2e-5)
+
+
+def test_what_is_left_out_has_no_influence(grid):
+  """Of values; scores see all regions by their means."""
+  _, apply, variables = made(ratios=(1 / 4,))
+  _, told = apply(variables, grid[:1], None)
+  blocks = np.asarray(told['blocks'][0])
+  unseen = set(range(8)) - set(blocks[0][blocks[0] >= 0].tolist())
+  region = unseen.pop()
+  y, x = 2 * (region // 4), 2 * (region % 4)
+  # Two tokens change and the mean of the region does not.
+  moved = grid[:1].at[0, y, x, 0].add(1.0).at[0, y, x + 1, 0].add(-1.0)
+  before, _ = apply(variables, grid[:1], None)
+  after, _ = apply(variables, moved, None)
+  np.testing.assert_allclose(after[0, :2, :2], before[0, :2, :2], atol=1e-6)
+  assert np.abs(after - before).max() > 1e-3
+
+
+def test_regions_tile_any_grid():
+  assert region_side(12, 12, 4) == 4
+  assert region_side(6, 9, 4) == 3
+  assert region_side(7, 5, 4) == 1
+  assert region_side(2, 2, 4) == 2
+
+
+@pytest.mark.parametrize('ratios', [(), (0.0, 1.0), (0.5, 1.5)])
+def test_bad_ratios_are_named(ratios):
+  with pytest.raises(ValueError, match='ratios must lie in'):
+    SparseAttention(2, ratios=ratios).init(
+      jax.random.key(0), jnp.zeros((1, 2, 2, 4))
+    )
