@@ -25,6 +25,7 @@ from msba_jax.retrieval.report.examples import (
   batch_attention,
   draw_batch,
 )
+from msba_jax.retrieval.report.sparse import where_it_looks
 from msba_jax.retrieval.report.summaries import (
   INTERVAL,
   Scores,
@@ -36,6 +37,8 @@ from msba_jax.retrieval.search import Neighbours
 
 # Images of the causal graph: more could not be told apart in a drawing.
 _GRAPH_CLASSES, _GRAPH_IMAGES = 4, 3
+# Images among which a sparse model is asked for those it treats differently.
+_SPARSE_IMAGES = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +134,7 @@ def collect_report(
       (vectors['solo'], vectors['neighbours']),
       neighbours=neighbours,
     )
+  sample = rng.permutation(number)[:_SPARSE_IMAGES]
   names = list(results)
   return ReportData(
     title=info.title,
@@ -148,6 +152,7 @@ def collect_report(
     attention=batch_attention(embedder, evaluation.queries, examples, batch),
     causal=causal,
     what_if=what_if,
+    sparse=where_it_looks(embedder, evaluation.queries, examples, sample),
     classes=recall_per_class(evaluation.queries, scores, names),
     panels=curve_panels(info.rows),
     configuration=flatten(info.configuration),

@@ -14,6 +14,9 @@ Attributes:
   CausalMap: who depends on whom in a batch.
   LeftOut: what a query loses with one image of its context.
   WhatIf: a query without each image of its context in turn.
+  Stripes: how wide the stripes of some images are.
+  KeptRegions: which regions of some images are kept.
+  SparseMap: what a sparse model decided for some images.
   ClassRecall: recall@1 of the queries of one class.
   Curve: a number over the steps of training.
   CurvePanel: curves that share their axes.
@@ -26,7 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,53 @@ class WhatIf:
   left_out: tuple[LeftOut, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Stripes:
+  """How wide the stripes are along which some images look.
+
+  Attributes:
+    grids: rows and columns of tokens at each level, fine to coarse.
+    widths: in tokens, at each level and of every image.
+  """
+
+  grids: Int[np.ndarray, 'l 2']
+  widths: Int[np.ndarray, 'l m']
+
+
+@dataclass(frozen=True, eq=False)
+class KeptRegions:
+  """Which regions of some images are kept.
+
+  Attributes:
+    cuts: rows and columns of regions at each level, fine to coarse.
+    shares: the share of pairs of regions that is kept, at each level and of
+      every image.
+    finest: at the finest level of the images that are shown, which regions (a
+      column) a region (a row) keeps.
+  """
+
+  cuts: Int[np.ndarray, 'l 2']
+  shares: Float[np.ndarray, 'l m']
+  finest: Bool[np.ndarray, 'p i i']
+
+
+@dataclass(frozen=True, eq=False)
+class SparseMap:
+  """What a sparse model decided for some images, a few of which are shown.
+
+  Attributes:
+    pictures: the images that are shown.
+    shown: their places among all.
+    stripes: of all images; None for a model without stripes.
+    regions: of all images; None for a model that keeps every region.
+  """
+
+  pictures: tuple[Picture, ...]
+  shown: Int[np.ndarray, ' p']
+  stripes: Stripes | None = None
+  regions: KeptRegions | None = None
+
+
 @dataclass(frozen=True)
 class ClassRecall:
   """Recall@1 of the queries of one class.
@@ -255,6 +305,7 @@ class ReportData:
     attention: one batch; None where no image looks at another.
     causal: one batch; None for a model without a causal graph.
     what_if: one query; None for a model without a causal graph.
+    sparse: some queries; None for a model that looks at everything.
     classes: recall of each class.
     panels: training curves.
     configuration: (name, value) of every setting.
@@ -275,6 +326,7 @@ class ReportData:
   attention: AttentionMap | None = None
   causal: CausalMap | None = None
   what_if: WhatIf | None = None
+  sparse: SparseMap | None = None
   classes: tuple[ClassRecall, ...] = ()
   panels: tuple[CurvePanel, ...] = ()
   configuration: tuple[tuple[str, str], ...] = ()

@@ -22,13 +22,20 @@ import numpy as np
 
 from msba_jax import __version__
 from msba_jax.data.atomic import write_atomically
-from msba_jax.retrieval.report import arrows, charts, headline, matrix
+from msba_jax.retrieval.report import (
+  arrows,
+  charts,
+  headline,
+  matrix,
+  stripes,
+)
 from msba_jax.retrieval.report.data import (
   Answers,
   CausalMap,
   Picture,
   QueryResult,
   ReportData,
+  SparseMap,
   WhatIf,
 )
 from msba_jax.retrieval.report.picture import data_uri, thumbnail
@@ -105,6 +112,7 @@ def render_report(data: ReportData) -> str:
     },
     causal=data.causal and _causal(data.causal, environment),
     what_if=data.what_if and _what_if(data.what_if, thumbnails),
+    sparse=data.sparse and _sparse(data.sparse, environment),
     classes=charts.classes(data),
     panels=[charts.panel(panel) for panel in data.panels],
     configuration=data.configuration,
@@ -147,6 +155,8 @@ class _Thumbnails:
       budget -= len(data.attention.pictures) * matrix.FACE_PIXELS**2
     if data.causal is not None:
       budget -= len(data.causal.pictures) * arrows.FACE_PIXELS**2
+    if data.sparse is not None:
+      budget -= len(data.sparse.pictures) * stripes.FACE_PIXELS**2
     # A query is shown larger than its results, and has more pixels.
     count = max(hits + _QUERY**2 * asking, 1)
     side = np.clip(np.sqrt(max(budget, 0) / count), _SMALLEST, _LARGEST)
@@ -242,6 +252,18 @@ def _what_if(what_if: WhatIf, thumbnails: _Thumbnails) -> dict[str, Any]:
       }
       for lost in what_if.left_out
     ],
+  }
+
+
+def _sparse(sparse: SparseMap, environment: jinja2.Environment) -> Any:
+  template = environment.get_template('sparse.svg')
+  variables = stripes.layout(sparse)
+  return variables | {
+    'looks': [
+      look | {'svg': markupsafe.Markup(template.render(**look))}
+      for look in variables['looks']
+    ],
+    'summary': stripes.summary(sparse),
   }
 
 
