@@ -2,21 +2,23 @@
 
     python benchmarks/nexus.py [--shares 0.125 0.25] [--gradients]
 
-One block, pre-norm attention and feed-forward, with the same parameters: on
-grids, `SparseAttention` that keeps a fixed share of regions against the same
-module with `dense=True`; in a batch, where every image sees the tokens of all,
-four regions of its own and four of other images against all tokens. All run in
-turn in this process. Beside the measured ratios stands what is possible at all:
-the share of attention products in the multiply-adds of the block.
+One block, pre-norm attention and feed-forward, with parameters of the same
+shapes: on grids, `SparseAttention` that keeps a fixed share of regions against
+dense attention; in a batch, where every image sees the tokens of all, four
+regions of its own and four of other images against all tokens. Dense is
+`jax.nn.dot_product_attention`, and our own `attend`, which runs in chunks. All
+run in turn in this process. Beside the measured ratios stands what is possible
+at all: the share of attention products in the multiply-adds of the block.
 
-Memory is what XLA reserves for temporary arrays of the compiled function. The
-products of the sparse block are counted from what it keeps: a compiler counts
-a loop once, however often it runs.
+Memory is what XLA reserves for temporary arrays of the compiled function. Its
+FLOPs are printed where the program has no loop, of which a compiler counts one
+round; the products of the others follow from what they keep.
 """
 
 import argparse
 import functools
 import statistics
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -25,7 +27,7 @@ import numpy as np
 from timing import interleaved, machine
 
 from msba_jax.layers import attend, attend_blocks, block_topk
-from msba_jax.metrics.cost import attention_share, block_flops
+from msba_jax.metrics import attention_share, block_flops, compiled_cost
 from msba_jax.models.blocks import (
   FeedForward,
   queries_keys_values,
@@ -44,29 +46,49 @@ JOINT = (32, 14, 384, 7)
 CHOSEN = 4
 
 
+def by_jax(queries, keys, values):
+  """What a user would otherwise call."""
+  lead = queries.ndim == 3
+  arrays = (x[None] if lead else x for x in (queries, keys, values))
+  messages = jax.nn.dot_product_attention(*arrays)
+  return messages[0] if lead else messages
+
+
 class Block(nn.Module):
   """A transformer block over grids."""
 
   region: int
-  share: float
-  dense: bool
+  share: float = 1.0
+  dense: Callable[..., jax.Array] | None = None
 
   @nn.compact
   def __call__(self, grid):
     """Tokens (n, y, x, d), and the share of pairs that is kept."""
-    messages, told = SparseAttention(
-      grid.shape[-1] // HEAD, self.region, (self.share,), dense=self.dense
-    )(nn.LayerNorm()(grid))
+    n, height, width, features = grid.shape
+    normal, kept = nn.LayerNorm()(grid), jnp.ones(())
+    if self.dense is None:
+      messages, told = SparseAttention(
+        features // HEAD, self.region, (self.share,)
+      )(normal)
+      kept = jnp.mean(told['kept'])
+    else:
+      tokens = normal.reshape(n, height * width, features)
+      heads = (
+        split_heads(x, features // HEAD)
+        for x in queries_keys_values(tokens, features)
+      )
+      messages = self.dense(*heads).reshape(grid.shape)
+      messages = nn.Dense(features)(messages)
     grid = grid + messages
-    inner = FeedForward(4 * grid.shape[-1])(nn.LayerNorm()(grid))
-    return grid + inner, jnp.mean(told['kept'])
+    inner = FeedForward(4 * features)(nn.LayerNorm()(grid))
+    return grid + inner, kept
 
 
 class JointBlock(nn.Module):
   """A transformer block in which tokens see those of all images."""
 
   region: int
-  dense: bool
+  dense: Callable[..., jax.Array] | None = None
 
   @nn.compact
   def __call__(self, tokens):
@@ -76,8 +98,8 @@ class JointBlock(nn.Module):
     projected = queries_keys_values(nn.LayerNorm()(joint), d)
     heads = [split_heads(x, d // HEAD) for x in projected]
     kept = jnp.ones(())
-    if self.dense:
-      messages = attend(*heads)
+    if self.dense is not None:
+      messages = self.dense(*heads)
     else:
       block = self.region**2
       owner = np.arange(n * t // block) * block // t
@@ -95,7 +117,7 @@ class JointBlock(nn.Module):
 
 
 def compiled(block, inputs, *, gradients):
-  """A function without arguments, its temporary bytes, and what it keeps."""
+  """A function without arguments, what it keeps, its bytes and FLOPs."""
   variables = jax.jit(block.init)(jax.random.key(0), inputs)
 
   def forward(variables, inputs):
@@ -105,15 +127,14 @@ def compiled(block, inputs, *, gradients):
     messages, pull = jax.vjp(forward, variables, inputs)
     return messages, pull(inputs)
 
-  run = jax.jit(both if gradients else forward)
-  run = run.lower(variables, inputs).compile()
+  run = both if gradients else forward
+  cost = compiled_cost(run, variables, inputs)
   kept = jax.jit(lambda *x: block.apply(*x)[1])(variables, inputs)
-  memory = run.memory_analysis().temp_size_in_bytes
-  return functools.partial(run, variables, inputs), memory, float(kept)
+  return functools.partial(jax.jit(run), variables, inputs), float(kept), cost
 
 
 def compare(title, blocks, inputs, tokens, options):
-  """Prints dense against each sparse block."""
+  """Prints every block, and its ratios to both dense ones."""
   features = inputs.shape[-1]
   ceiling = attention_share(tokens, features)
   print(
@@ -128,21 +149,27 @@ def compare(title, blocks, inputs, tokens, options):
     {name: run for name, (run, _, _) in made.items()}, options.repeats
   )
   middle = {name: statistics.median(x) for name, x in times.items()}
-  for name, (_, memory, kept) in made.items():
-    products = block_flops(tokens, features, kept=kept) / block_flops(
-      tokens, features
+  whole = block_flops(tokens, features)
+  for name, (_, kept, cost) in made.items():
+    products = block_flops(tokens, features, kept=kept) / whole
+    flops = 'in loops'
+    if not cost.loops:
+      flops = f'{cost.flops / 1e9:.2f} GFLOP'
+    ratios = ', '.join(
+      f'of {other} time {middle[name] / middle[other]:.2f} memory '
+      f'{cost.temporary_bytes / made[other][2].temporary_bytes:.2f}'
+      for other in ('jax.nn', 'attend')
     )
     print(
-      f'  {name:12s} kept {100 * kept:5.1f} %  {1e3 * middle[name]:8.1f} ms '
-      f'(min {1e3 * min(times[name]):8.1f})  {memory / 2**20:8.1f} MiB'
-      f'   time {middle[name] / middle["dense"]:.2f} x,'
-      f' memory {memory / made["dense"][1]:.2f} x,'
-      f' products {products:.2f} x'
+      f'  {name:7s} kept {100 * kept:5.1f} %  {1e3 * middle[name]:7.1f} ms '
+      f'(min {1e3 * min(times[name]):7.1f}) '
+      f'{cost.temporary_bytes / 2**20:7.1f} MiB  {flops:12s} '
+      f'products {products:.2f}  {ratios}'
     )
   if ceiling < 0.5:
     print(
-      f'  less than half of the time is out of reach here: without any '
-      f'attention products {1 - ceiling:.2f} x of the block remains'
+      '  half of the time is out of reach here: without any attention products '
+      f'{1 - ceiling:.2f} of the block remains'
     )
 
 
@@ -158,17 +185,19 @@ def main():
   rng = np.random.default_rng(0)
   for title, n, side, features, region in GRIDS:
     inputs = jnp.asarray(rng.normal(size=(n, side, side, features)), 'float32')
-    blocks = {'dense': Block(region, 1.0, True)} | {
-      f'{share:g}': Block(region, share, False) for share in options.shares
-    }
+    blocks = {
+      'jax.nn': Block(region, dense=by_jax),
+      'attend': Block(region, dense=attend),
+    } | {f'{share:g}': Block(region, share) for share in options.shares}
     compare(title, blocks, inputs, side * side, options)
   n, side, features, region = JOINT
   inputs = jnp.asarray(rng.normal(size=(n, side * side, features)), 'float32')
   compare(
     f'{side} x {side} of a batch',
     {
-      'dense': JointBlock(region, True),
-      f'{CHOSEN} + {CHOSEN}': JointBlock(region, False),
+      'jax.nn': JointBlock(region, by_jax),
+      'attend': JointBlock(region, attend),
+      f'{CHOSEN} + {CHOSEN}': JointBlock(region),
     },
     inputs,
     n * side * side,

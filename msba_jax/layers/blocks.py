@@ -74,6 +74,7 @@ def plan_blocks(
   indices_of: tuple[int, ...],
   precision: jax.lax.PrecisionLike = None,
   shares: int = 1,
+  least_steps: int = 1,
 ) -> BlockPlan:
   """Steps of a size that suits the platform.
 
@@ -87,13 +88,15 @@ def plan_blocks(
     precision: of the matrix products.
     shares: into how many calls the keys are divided, each with its part of what
       a row names.
+    least_steps: into how many steps a row is cut at least, where most rows name
+      fewer blocks than they may.
 
   Returns:
     The plan.
   """
   alone = jax.default_backend() == 'cpu'
   most = max(1, min(STEP[1] // columns, -(-keep // shares)))
-  steps = max(1, -(-keep // most))
+  steps = max(least_steps, -(-keep // most))
   return BlockPlan(
     rows=rows,
     columns=columns,

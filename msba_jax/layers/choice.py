@@ -93,8 +93,19 @@ def straight_through(
   Source: Estimating or Propagating Gradients Through Stochastic Neurons (2013),
   arXiv 1308.3432.
   """
-  hard = jax.lax.stop_gradient(hard).astype(soft.dtype)
-  return hard + (soft - jax.lax.stop_gradient(soft))
+  return _in_place_of(jax.lax.stop_gradient(hard).astype(soft.dtype), soft)
+
+
+@jax.custom_jvp
+def _in_place_of(hard: Array, soft: Array) -> Array:
+  """Where nothing is differentiated, `soft` need not be computed."""
+  del soft
+  return hard
+
+
+@_in_place_of.defjvp
+def _tangent_of_soft(primals, tangents):
+  return primals[0], tangents[1]
 
 
 def switch_by_image(

@@ -145,8 +145,16 @@ def attend_blocks(
   n, m = queries.shape[-3], keys.shape[-3]
   whole = n % plan.rows == 0 and m % plan.columns == 0
   count = -(-m // plan.columns)
-  if whole and block_indices.shape[-1] >= DENSE_SHARE * count:
-    attended = attend_in_chunks(
+
+  def chosen(arrays):
+    attended = sparse_attention(plan, *arrays)
+    return heads_last(attended.messages, lead[:-1], lead[-1])
+
+  if not whole or block_indices.shape[-1] < DENSE_SHARE * count:
+    return chosen(arrays)
+
+  def everything(_):
+    return attend_in_chunks(
       queries,
       keys,
       values,
@@ -154,10 +162,11 @@ def attend_blocks(
       scale=plan.scale,
       precision=precision,
       tile=(plan.rows, plan.columns),
-    )
-    return attended.messages
-  attended = sparse_attention(plan, *arrays)
-  return heads_last(attended.messages, lead[:-1], lead[-1])
+    ).messages
+
+  # Wide rows may hold little.
+  share = jnp.mean(kept_share(block_indices, count))
+  return jax.lax.cond(share >= DENSE_SHARE, everything, chosen, arrays)
 
 
 def attend_image_blocks(
@@ -259,6 +268,7 @@ def laid_out_blocks(
   _check(queries, keys, values, block_indices, rows)
   lead = (*queries.shape[:-3], queries.shape[-2])
   indices, indices_of = sharing(block_indices, lead)
+  wide = block_indices.shape[-1] >= DENSE_SHARE * -(-keys.shape[-3] // columns)
   plan = plan_blocks(
     rows,
     columns,
@@ -268,6 +278,7 @@ def laid_out_blocks(
     precision=precision,
     indices_of=indices_of,
     shares=shares,
+    least_steps=4 if wide else 1,
   )
   dtype = jnp.promote_types(queries.dtype, keys.dtype)
   return plan, (

@@ -70,7 +70,8 @@ class CrossWindowAttention(nn.Module):
 
     Returns:
       The messages, and `widths` (n, k), how likely each candidate is; `stripe`
-      (n,), the likeliest, in tokens; `grid` (2,), rows and columns.
+      (n,), the likeliest, in tokens; `grid` (2,), rows and columns; `heads`
+      (4,), of each direction.
 
     Raises:
       ValueError: no head or no width, or the heads do not divide the features.
@@ -105,6 +106,7 @@ class CrossWindowAttention(nn.Module):
       'widths': likely,
       'stripe': stripe,
       'grid': jnp.asarray((height, width)),
+      'heads': jnp.asarray(self.heads),
     }
 
   def _chosen(

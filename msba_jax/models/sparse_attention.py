@@ -173,9 +173,10 @@ def _lent(kept: Array, scores: Array, means: Array, messages: Array) -> Array:
     sparse_weights(attention, kept),
     jax.lax.stop_gradient(means).astype(jnp.float32),
   )
-  coarse = (coarse - jax.lax.stop_gradient(coarse)).astype(messages.dtype)
   n, t, h, f = messages.shape
-  return jnp.repeat(coarse, t // coarse.shape[1], axis=1).reshape(n, t, h, f)
+  coarse = coarse.astype(messages.dtype).reshape(n, -1, h, f)
+  coarse = jnp.repeat(coarse, t // coarse.shape[1], axis=1)
+  return straight_through(jnp.zeros_like(coarse), coarse)
 
 
 def _to_regions(grid: Array, side: int) -> Array:

@@ -30,11 +30,16 @@ SYSTEMS = {
     'tiny_imagenet_backbone',
     'tiny_imagenet_batchformer',
     'tiny_imagenet_castle',
+    'tiny_imagenet_nexus',
   ),
 }
 
 # A word behind the name of a file that needs one.
-VARIANTS = {'manifold_keys': 'swin-simple', 'fusers': 'smallest-mmfuser'}
+VARIANTS = {
+  'manifold_keys': 'swin-simple',
+  'fusers': 'smallest-mmfuser',
+  'fine_nexus': '1024',
+}
 
 
 def load(name, *overrides):

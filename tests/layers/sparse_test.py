@@ -181,15 +181,35 @@ def test_the_result_has_the_dtype_of_the_values(rng, dtype):
   chex.assert_tree_all_finite(gradients)
 
 
-def test_all_blocks_is_dense_attention(rng):
+def test_rows_as_wide_as_the_keys_take_what_they_hold(rng, monkeypatch):
+  """All blocks are read without gathering; rows that are mostly −1 are not."""
   given = arrays(rng, 8, 8)
-  indices = jnp.tile(jnp.arange(4), (4, 1))
-  attend = functools.partial(sparse.attend_blocks, block=2)
-  np.testing.assert_allclose(
-    attend(*given, indices), attention.attend(*given), atol=2e-6
-  )
-  # It does not gather what it reads whole.
-  assert 'gather' not in jax.jit(attend).lower(*given, indices).as_text()
+  full = jnp.tile(jnp.arange(4), (4, 1))
+  few = jnp.array([[0, -1, -1, -1], [2, 3, -1, -1]] * 2)
+  ran = []
+
+  def watched(name):
+    original = getattr(sparse, name)
+
+    def run(*args, **kwargs):
+      jax.debug.callback(lambda: ran.append(name))
+      return original(*args, **kwargs)
+
+    monkeypatch.setattr(sparse, name, run)
+
+  watched('attend_in_chunks')
+  watched('sparse_attention')
+  attend = jax.jit(functools.partial(sparse.attend_blocks, block=2))
+  for indices, name in (
+    (full, 'attend_in_chunks'),
+    (few, 'sparse_attention'),
+  ):
+    ran.clear()
+    messages = attend(*given, indices)
+    jax.effects_barrier()
+    assert ran == [name]
+    expected = attention.attend(*given, mask=token_mask(indices, (2, 2), 8, 8))
+    np.testing.assert_allclose(messages, expected, atol=2e-6)
 
 
 def test_one_compilation_for_all_choices(rng):

@@ -66,6 +66,7 @@ class Known(nn.Module):
     told = {}
     if 'stripes' in self.parts:
       told['stripe'] = jnp.where(bright, 8, 2)[None].repeat(2, axis=0)
+      told['heads'] = jnp.array([[1, 1, 0, 2], [1, 1, 0, 2]])
       told['widths'] = jnp.ones((2, n, 1))
       told['grid'] = jnp.array([[6, 4], [2, 2]])
     if 'regions' in self.parts:
@@ -405,6 +406,19 @@ def test_cross_is_that_of_the_marked_token(rows, columns, width, seed):
   np.testing.assert_array_equal(
     frames.ravel(), kept[0, row * columns + column].astype(int)
   )
+
+
+def test_directions_without_heads_are_not_drawn(make_pictures):
+  sparse = look(make(Known()), make_pictures(6), np.arange(6))
+  assert sparse.stripes.directions == ('horizontal', 'vertical', 'antidiagonal')
+  variables = stripes.layout(sparse)
+  assert variables['directions'] == [
+    {'name': 'horizontal', 'series': 0},
+    {'name': 'vertical', 'series': 1},
+    {'name': 'antidiagonal', 'series': 3},
+  ]
+  drawn = paths_of(variables['looks'][0]['panels'][0], 'stripe')
+  assert [x['kind'] for x in drawn] == [f'stripe series{i}' for i in (0, 1, 3)]
 
 
 def test_marked_region_is_the_one_that_most_others_keep(rng):

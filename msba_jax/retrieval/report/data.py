@@ -27,9 +27,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+
+from msba_jax.layers.windows import Direction
 
 
 @dataclass(frozen=True)
@@ -197,10 +200,12 @@ class Stripes:
   Attributes:
     grids: rows and columns of tokens at each level, fine to coarse.
     widths: in tokens, at each level and of every image.
+    directions: along which a head looks.
   """
 
   grids: Int[np.ndarray, 'l 2']
   widths: Int[np.ndarray, 'l m']
+  directions: tuple[Direction, ...] = get_args(Direction)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,8 @@ Attributes:
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jaxtyping import Bool, Int
 from msba_jax.data.prefetch import load_batch
 from msba_jax.data.source import Source
 from msba_jax.data.transforms import normalize_image
+from msba_jax.layers.windows import Direction
 from msba_jax.models import context as contexts
 from msba_jax.retrieval.embed import Embedder
 from msba_jax.retrieval.report.data import KeptRegions, SparseMap, Stripes
@@ -80,7 +82,9 @@ def where_it_looks(
     grids = told['grid']
     # A stripe that is wider than its grid is as wide as the grid.
     widths = np.minimum(told['stripe'], grids.max(axis=1, keepdims=True))
-    stripes = Stripes(grids, widths)
+    looks = told['heads'].any(axis=0)
+    directions = itertools.compress(get_args(Direction), looks)
+    stripes = Stripes(grids, widths, tuple(directions))
   if 'kept' in told:
     shares = told['kept'].astype(np.float64)
   shown = _both_ends(told['stripe'][0] if shares is None else shares[0])
@@ -98,8 +102,9 @@ def _decisions(out: Any) -> dict[str, jax.Array]:
   """What the mixers of a model tell; choices of regions at the finest level."""
   told = out.get('aux', {}).get('msw', {})
   found: dict[str, jax.Array] = {}
-  if {'stripe', 'grid'} <= set(told):
-    found |= {name: told[name] for name in ('stripe', 'grid')}
+  of_stripes = 'stripe', 'grid', 'heads'
+  if {*of_stripes} <= set(told):
+    found |= {name: told[name] for name in of_stripes}
   if {'blocks', 'cut', 'kept'} <= set(told):
     found |= {name: told[name] for name in ('cut', 'kept')}
     found['blocks'] = told['blocks'][0]

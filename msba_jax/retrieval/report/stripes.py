@@ -55,7 +55,10 @@ def layout(sparse: SparseMap) -> dict[str, Any]:
   return {
     'looks': [_look(sparse, place, high) for place in range(count)],
     'choice': _choice(sparse),
-    'directions': list(get_args(Direction)) if stripes is not None else [],
+    'directions': [
+      {'name': direction, 'series': get_args(Direction).index(direction)}
+      for direction in (() if stripes is None else stripes.directions)
+    ],
     'regions': regions is not None,
     'high': percent(high),
   }
@@ -181,7 +184,7 @@ def _told_of_stripes(
   rows, columns = (int(side) for side in stripes.grids[0])
   row, column = int(centre[0] * rows), int(centre[1] * columns)
   return _Told(
-    _cross((rows, columns), (row, column), widths[0]),
+    _cross(stripes, (row, column), widths[0]),
     f'The token in row {row + 1} and column {column + 1} looks along stripes '
     f'that are {widths[0]} wide.',
     'width of stripes',
@@ -217,13 +220,15 @@ def _marked(kept: Bool[np.ndarray, 'i i'], columns: int) -> int:
 
 
 def _cross(
-  grid: tuple[int, int], place: tuple[int, int], width: int
+  stripes: Stripes, place: tuple[int, int], width: int
 ) -> dict[str, Any]:
-  """The stripes of one token in all directions."""
-  (rows, columns), (row, column) = grid, place
+  """The stripes of one token, in the directions along which a head looks."""
+  rows, columns = grid = int(stripes.grids[0, 0]), int(stripes.grids[0, 1])
+  row, column = place
   token = row * columns + column
   paths = []
-  for number, direction in enumerate(get_args(Direction)):
+  for direction in stripes.directions:
+    number = get_args(Direction).index(direction)
     windows = stripe_windows(rows, columns, direction=direction, stripe=width)
     own = windows.valid & (windows.indices == token)
     stripe = int(own.any(axis=1).argmax())
