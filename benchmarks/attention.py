@@ -1,6 +1,6 @@
 """Dense attention against `jax.nn` and torch: time and memory.
 
-    python benchmarks/attention.py [--length 4096] [--dtype float32]
+    python benchmarks/attention.py [--length 4096] [--batch 1] [--dtype float32]
 
 All run in this process on the same numbers, in turn. torch takes part where it
 is installed. On a GPU the implementations of `attend` are compared with each
@@ -26,15 +26,15 @@ except ImportError:
 
 def by_jax(queries, keys, values, implementation=None):
   return jax.nn.dot_product_attention(
-    queries[None], keys[None], values[None], implementation=implementation
-  )[0]
+    queries, keys, values, implementation=implementation
+  )
 
 
 def by_torch(arrays, dtype, gradient):
   """The same in torch, heads first as it wants them."""
   given = [
     torch.from_numpy(x)
-    .transpose(0, 1)[None]
+    .transpose(1, 2)
     .contiguous()
     .to(getattr(torch, dtype))
     .requires_grad_(gradient)
@@ -61,6 +61,7 @@ def gradient_bytes(function, given):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--length', type=int, default=4096)
+  parser.add_argument('--batch', type=int, default=1)
   parser.add_argument('--heads', type=int, default=8)
   parser.add_argument('--features', type=int, default=64)
   parser.add_argument('--dtype', default='float32')
@@ -68,14 +69,14 @@ def main():
   parser.add_argument('--chunks', type=int, nargs='*', default=[])
   options = parser.parse_args()
   rng = np.random.default_rng(0)
-  shape = options.length, options.heads, options.features
+  shape = options.batch, options.length, options.heads, options.features
   arrays = [rng.standard_normal(shape, np.float32) for _ in range(3)]
   given = [jnp.asarray(x, options.dtype) for x in arrays]
   print(machine())
   print(
-    f'{options.length} queries and keys, {options.heads} heads x '
-    f'{options.features}, {options.dtype}, {options.repeats} repeats in turn; '
-    f'attend takes {choose_implementation(*given)!r}'
+    f'{options.batch} x {options.length} queries and keys, {options.heads} '
+    f'heads x {options.features}, {options.dtype}, {options.repeats} repeats '
+    f'in turn; attend takes {choose_implementation(*given)!r}'
   )
   functions = {'attend': attend, 'jax.nn': by_jax}
   for size in zip(options.chunks[::2], options.chunks[1::2], strict=True):

@@ -26,6 +26,11 @@ from msba_jax.layers.implementations import (
   resolve_implementation,
   splash_attention,
 )
+from msba_jax.layers.softmax import (
+  shifted_exponentials,
+  softmax_messages,
+  softmax_or_zero,
+)
 
 __all__ = [
   'attend',
@@ -33,6 +38,9 @@ __all__ = [
   'attention_weights',
   'log_normalizer',
 ]
+
+# Scores of one head from which heads that come first pay for being moved.
+FUSED_SCORES = 32 * 32
 
 
 def attention_scores(
@@ -93,7 +101,7 @@ def log_normalizer(
   """
   if scores.shape[-1] == 0:
     return jnp.full(scores.shape[:-1], -jnp.inf, scores.dtype)
-  peak, exponentials = _shifted_exponentials(scores)
+  peak, exponentials = shifted_exponentials(scores)
   total = jnp.sum(exponentials, axis=-1)
   alive = total > 0
   return jnp.where(
@@ -218,10 +226,19 @@ def attend(
     )
   if chosen == 'splash':
     return splash_attention(queries, keys, values, scale=scale)
-  weights = attention_weights(
-    queries, keys, mask=mask, bias=bias, scale=scale, precision=precision
+  if queries.shape[-3] * keys.shape[-3] < FUSED_SCORES:
+    weights = attention_weights(
+      queries, keys, mask=mask, bias=bias, scale=scale, precision=precision
+    )
+    return weighted_sum(weights, values, precision=precision)
+  messages = softmax_messages(
+    *(jnp.swapaxes(x, -3, -2) for x in (queries, keys, values)),
+    mask=mask,
+    bias=bias,
+    scale=scale,
+    precision=precision,
   )
-  return weighted_sum(weights, values, precision=precision)
+  return jnp.swapaxes(messages, -3, -2)
 
 
 def weighted_sum(
@@ -247,31 +264,6 @@ def weighted_sum(
     precision=precision,
     preferred_element_type=jnp.float32,
   ).astype(values.dtype)
-
-
-def softmax_or_zero(
-  scores: Float[Array, '*b h n m'],
-) -> Float[Array, '*b h n m']:
-  r"""Softmax over the last axis; a row of −∞ gives zeros, not NaN.
-
-  Args:
-    scores: as `attention_scores` gives them; −∞ does not take part.
-
-  Returns:
-    Weights; rows sum to one, or to zero where nothing takes part.
-  """
-  if scores.shape[-1] == 0:
-    return scores
-  _, exponentials = _shifted_exponentials(scores)
-  total = jnp.sum(exponentials, axis=-1, keepdims=True)
-  return exponentials / jnp.where(total > 0, total, 1)
-
-
-def _shifted_exponentials(scores: Array) -> tuple[Array, Array]:
-  """Row maxima (0 for an empty row) and exp(scores − maximum)."""
-  peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-  peak = jnp.where(peak == -jnp.inf, 0, peak)
-  return peak, jnp.exp(scores - peak)
 
 
 def _check(

@@ -19,9 +19,9 @@ from jaxtyping import Array, Bool, Float
 from msba_jax.layers.attention import (
   attention_scores,
   log_normalizer,
-  softmax_or_zero,
   weighted_sum,
 )
+from msba_jax.layers.softmax import softmax_or_zero
 
 __all__ = [
   'BidirectionalWeights',

@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from msba_jax.layers.attention import softmax_or_zero, weighted_sum
+from msba_jax.layers.attention import weighted_sum
 from msba_jax.layers.normalize import safe_normalize
+from msba_jax.layers.softmax import softmax_or_zero
 
 __all__ = [
   'counterfactual_attention',

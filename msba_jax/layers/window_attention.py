@@ -7,6 +7,7 @@ Attributes:
   attend_windows: every token over the tokens of its own windows.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float
 
 from msba_jax.layers import attention
 from msba_jax.layers.implementations import CHUNKED_SCORES
+from msba_jax.layers.softmax import softmax_messages
 from msba_jax.layers.windows import Windows, window_merge, window_partition
 
 __all__ = ['attend_windows']
@@ -129,24 +131,27 @@ def _attend_small(
   queries: Array, keys: Array, values: Array, windows: Windows
 ) -> Array:
   """Softmax attention inside (n, w, s, d) windows, a few scores at a time."""
-  n, count, size, _ = queries.shape
-  bias = None
+  n, count, size, d = queries.shape
+  messages_of = functools.partial(softmax_messages, scale=1 / math.sqrt(d))
   if not windows.valid.all():
-    bias = np.where(windows.valid, 0, NO_TOKEN).astype(np.float32)
+    bias = np.where(windows.valid[:, None], 0, NO_TOKEN)
+    messages_of = functools.partial(
+      messages_of, bias=jnp.asarray(bias, jnp.float32)
+    )
   image = count * size * size
   if jax.default_backend() != 'cpu' or n * image <= MOST_SCORES:
-    return _softmax_messages(queries, keys, values, bias)
+    return messages_of(queries, keys, values)
   rows = math.ceil(size / math.ceil(image / STEP_SCORES))
   steps = math.ceil(size / rows)
 
   def by_rows(arrays):
     queries, keys, values = arrays
     if steps == 1:
-      return _softmax_messages(queries, keys, values, bias)
+      return messages_of(queries, keys, values)
     queries = jnp.pad(queries, ((0, 0), (0, steps * rows - size), (0, 0)))
     queries = queries.reshape(count, steps, rows, -1)
     messages = jax.lax.map(
-      lambda x: _softmax_messages(x, keys, values, bias),
+      lambda x: messages_of(x, keys, values),
       jnp.moveaxis(queries, 1, 0),
     )
     messages = jnp.moveaxis(messages, 0, 1)
@@ -155,25 +160,3 @@ def _attend_small(
   together = max(1, STEP_SCORES // image)
   arrays = queries, keys, values
   return jax.lax.map(by_rows, arrays, batch_size=together)
-
-
-def _softmax_messages(
-  queries: Array, keys: Array, values: Array, bias: np.ndarray | None
-) -> Array:
-  """What `attend` gives where every row has a key, as one kernel of XLA."""
-  scores = jnp.einsum(
-    '...sd,...td->...st', queries, keys, preferred_element_type=jnp.float32
-  ) / math.sqrt(queries.shape[-1])
-  if bias is not None:
-    bias = bias.reshape((1,) * (scores.ndim - 3) + (len(bias), 1, -1))
-    scores = scores + jnp.asarray(bias)
-  peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-  exponentials = jnp.exp(scores - peak)
-  total = jnp.sum(exponentials, axis=-1, keepdims=True)
-  messages = jnp.einsum(
-    '...st,...tf->...sf',
-    exponentials.astype(values.dtype),
-    values,
-    preferred_element_type=jnp.float32,
-  )
-  return (messages / total).astype(values.dtype)

@@ -16,13 +16,14 @@ from msba_jax.layers import attention
 SIZES = st.sampled_from([1, 2, 5])
 
 
-@pytest.fixture(params=['dense', 'chunked'])
-def attend(request):
-  """`attend` in every implementation that runs anywhere."""
-  chunk = (2, 3) if request.param == 'chunked' else None
-  return functools.partial(
-    attention.attend, implementation=request.param, chunk=chunk
-  )
+@pytest.fixture(params=['dense', 'fused', 'chunked'])
+def attend(request, monkeypatch):
+  """`attend` in every form that runs anywhere, on small arrays too."""
+  if request.param == 'chunked':
+    return functools.partial(attention.attend, chunk=(2, 3))
+  if request.param == 'fused':
+    monkeypatch.setattr(attention, 'FUSED_SCORES', 1)
+  return functools.partial(attention.attend, implementation='dense')
 
 
 def reference(queries, keys, values, mask=None, bias=None, scale=None):
@@ -162,7 +163,7 @@ def test_gradients_equal_finite_differences(attend, rng):
   def messages(queries, keys, values, bias):
     return attend(queries, keys, values, mask=mask, bias=bias)
 
-  modes = ['rev'] if attend.keywords['chunk'] else ['fwd', 'rev']
+  modes = ['rev'] if attend.keywords.get('chunk') else ['fwd', 'rev']
   check_grads(
     messages, (queries, keys, values, bias), 2, modes, rtol=2e-2, atol=2e-2
   )
