@@ -50,6 +50,15 @@ class Embedder:
       self.model, self.params, tuple(self.mean), tuple(self.std), *facts
     )
 
+  def apply(self, variables: Any, images: Any, context: Any) -> Any:
+    """The model on images as a source gives them, to be compiled by others."""
+    return self.model.apply(
+      variables,
+      jax.tree.map(self._normalize, images),
+      context=context,
+      train=False,
+    )
+
   @functools.cached_property
   def compiled(self) -> Any:
     """`(variables, images, context, keep_regions) → (vectors, regions)`.
@@ -61,12 +70,7 @@ class Embedder:
     def run(
       variables: Any, images: Any, context: Any, keep_regions: bool
     ) -> Any:
-      embeddings, out = self.model.apply(
-        variables,
-        jax.tree.map(self._normalize, images),
-        context=context,
-        train=False,
-      )
+      embeddings, out = self.apply(variables, images, context)
       if not keep_regions:
         return embeddings, None
       regions: Any = out['regions']  # (l, n, r, d)

@@ -49,6 +49,14 @@ def make_model(name, classes=5):
   return kind(backbone, features=8, hidden=8, embedding=6, num_classes=classes)
 
 
+def perturbed(variables, size):
+  """Parameters none of which is a special value."""
+  leaves, tree = jax.tree.flatten(variables)
+  rng = np.random.default_rng(1)
+  leaves = [x + size * rng.normal(size=x.shape).astype('f4') for x in leaves]
+  return jax.tree.unflatten(tree, leaves)
+
+
 @functools.cache
 def initialised(name):
   """The model and parameters, none of which is a special value."""
@@ -56,10 +64,7 @@ def initialised(name):
   params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((2, 16, 16, 3)))[
     'params'
   ]
-  leaves, tree = jax.tree.flatten(params)
-  rng = np.random.default_rng(1)
-  leaves = [x + 0.1 * rng.normal(size=x.shape).astype('f4') for x in leaves]
-  return model, jax.tree.unflatten(tree, leaves)
+  return model, perturbed(params, 0.1)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from msba_jax.models.cross_windows import DIRECTIONS, CrossWindowAttention
+from tests.models.conftest import perturbed
 
 HEADS = (1, 1, 1, 1)
 
@@ -18,11 +19,8 @@ def made(heads=HEADS, widths=(1, 2, 4), side=(4, 6)):
   """The module, a compiled apply, and parameters without special values."""
   module = CrossWindowAttention(heads, widths)
   variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, *side, 8)))
-  leaves, tree = jax.tree.flatten(variables)
-  rng = np.random.default_rng(1)
-  leaves = [x + 0.3 * rng.normal(size=x.shape).astype('f4') for x in leaves]
   apply = jax.jit(lambda v, grid, rngs: module.apply(v, grid, rngs=rngs))
-  return module, apply, jax.tree.unflatten(tree, leaves)
+  return module, apply, perturbed(variables, 0.3)
 
 
 @pytest.fixture

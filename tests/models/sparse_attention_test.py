@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from msba_jax.models.sparse_attention import SparseAttention, region_side
+from tests.models.conftest import perturbed
 
 RATIOS = (1 / 4, 1 / 2, 1.0)
 
@@ -18,11 +19,8 @@ def made(dense=False, ratios=RATIOS):
   """The module, a compiled apply, and parameters without special values."""
   module = SparseAttention(2, region=2, ratios=ratios, dense=dense)
   variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4, 8, 8)))
-  leaves, tree = jax.tree.flatten(variables)
-  rng = np.random.default_rng(1)
-  leaves = [x + 0.3 * rng.normal(size=x.shape).astype('f4') for x in leaves]
   apply = jax.jit(lambda v, grid, rngs: module.apply(v, grid, rngs=rngs))
-  return module, apply, jax.tree.unflatten(tree, leaves)
+  return module, apply, perturbed(variables, 0.3)
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from jaxtyping import Int
 
 from msba_jax.data.prefetch import load_batch
 from msba_jax.data.source import Evaluation, Source
-from msba_jax.data.transforms import normalize_image
 from msba_jax.models import context as contexts
 from msba_jax.retrieval.embed import Embedder
 from msba_jax.retrieval.report.data import (
@@ -152,20 +151,10 @@ def batch_attention(
     return None
   images = load_batch(source, indices)['image']
 
-  def prepare(pixels: jax.Array) -> jax.Array:
-    # Features of a frozen backbone are no pixels and stay as they are.
-    if pixels.dtype != jnp.uint8:
-      return pixels
-    return normalize_image(pixels, mean=embedder.mean, std=embedder.std)
-
   @jax.jit
   def look(variables: Any, images: Any) -> Any:
-    _, out = embedder.model.apply(
-      variables,
-      jax.tree.map(prepare, images),
-      context=contexts.batch(jnp.ones(len(indices), bool)),
-      train=False,
-    )
+    context = contexts.batch(jnp.ones(len(indices), bool))
+    _, out = embedder.apply(variables, images, context)
     return out.get('attention')
 
   attention = look(embedder.variables, images)

@@ -13,13 +13,11 @@ import itertools
 from typing import Any, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
 from msba_jax.data.prefetch import load_batch
 from msba_jax.data.source import Source
-from msba_jax.data.transforms import normalize_image
 from msba_jax.layers.windows import Direction
 from msba_jax.models import context as contexts
 from msba_jax.retrieval.embed import Embedder
@@ -57,18 +55,7 @@ def where_it_looks(
 
   @jax.jit
   def tell(variables: Any, images: Any) -> dict[str, jax.Array]:
-    def prepare(pixels: jax.Array) -> jax.Array:
-      # Features of a frozen backbone are no pixels and stay as they are.
-      if pixels.dtype != jnp.uint8:
-        return pixels
-      return normalize_image(pixels, mean=embedder.mean, std=embedder.std)
-
-    _, out = embedder.model.apply(
-      variables,
-      jax.tree.map(prepare, images),
-      context=contexts.solo,
-      train=False,
-    )
+    _, out = embedder.apply(variables, images, contexts.solo)
     return _decisions(out)
 
   # Shapes say whether there is something to tell; nothing is computed.
