@@ -30,6 +30,7 @@ COMMANDS = {
   'report': 'write one HTML page about a trained run',
   'import-weights': 'make weights of a published checkpoint in safetensors',
   'compare': 'several experiments over several seeds, as one table',
+  'rank-backbones': 'which backbone to train, of which only a few are trained',
   'doctor': 'devices, versions, disk and memory, with what is wrong',
 }
 

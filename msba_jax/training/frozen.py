@@ -39,12 +39,15 @@ from msba_jax.data.prefetch import batches
 from msba_jax.data.source import Evaluation, Fingerprinted, Source, Splits
 from msba_jax.data.transforms import normalize_image
 from msba_jax.models.backbones.precomputed import Precomputed
-from msba_jax.models.mmfuser import FusedBackbone
 from msba_jax.retrieval.fingerprint import model_fingerprint
-from msba_jax.training.begin import placed, pretrained_backbone
+from msba_jax.training.backbone import (
+  backbone_path,
+  read_backbone,
+  without_fusers,
+)
+from msba_jax.training.begin import placed
 from msba_jax.training.configuration import describe
 from msba_jax.training.experiment import Experiment
-from msba_jax.training.weights import load_weights
 
 _BATCH = 256
 
@@ -116,10 +119,8 @@ def freeze(
       cannot tell what its pictures depend on.
   """
   run, model = Path(experiment.frozen_backbone), experiment.model
-  path = _path(model)
-  plain = model.clone(backbone=functools.reduce(getattr, path, model))
-  experiment = dataclasses.replace(experiment, model=plain)
-  backbone = _read_backbone(run, experiment)
+  path, experiment = backbone_path(model), without_fusers(experiment)
+  backbone = read_backbone(run, experiment)
   digest = model_fingerprint(
     experiment.model.backbone,
     backbone['params'],
@@ -163,57 +164,12 @@ def with_backbone(frozen: Frozen, trained: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _path(model: nn.Module) -> tuple[str, ...]:
-  """From a model to its backbone, through fusers."""
-  path, part = ('backbone',), getattr(model, 'backbone', None)
-  while isinstance(part, FusedBackbone):
-    path, part = (*path, 'backbone'), part.backbone
-  return path
-
-
 def _replaced(module: Any, path: tuple[str, ...], other: nn.Module) -> Any:
   """The module with another one at a path."""
   if not path:
     return other
   part = _replaced(getattr(module, path[0]), path[1:], other)
   return module.clone(**{path[0]: part})
-
-
-def _read_backbone(run: Path, experiment: Experiment) -> Any:
-  """The backbone's variables, if they fit the experiment's backbone."""
-  size = experiment.data.size
-  expected: Any = jax.eval_shape(
-    experiment.model.backbone.init,
-    jax.random.key(0),
-    jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
-  )
-  expected.pop('penalties', None)
-  if (run / MANIFEST).exists():
-    return pretrained_backbone(experiment, run, expected)
-  if not (run / 'weights' / MANIFEST).exists():
-    raise InputError(
-      f'frozen_backbone {run} holds neither a finished run nor imported '
-      'weights; give the directory of one'
-    )
-  found = {
-    name: collection['backbone']
-    for name, collection in load_weights(run / 'weights').items()
-    if 'backbone' in collection
-  }
-  shapes = [
-    {
-      jax.tree_util.keystr(path): np.shape(leaf)
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    for tree in (found, expected)
-  ]
-  if shapes[0] != shapes[1]:
-    wrong = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))[0]
-    raise InputError(
-      f'frozen_backbone {run} has another backbone than {experiment.name} '
-      f'({wrong[0]} differs); use the same backbone in both'
-    )
-  return found
 
 
 def _features(

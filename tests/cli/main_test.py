@@ -82,10 +82,9 @@ def test_help_of_a_command_has_flags_and_examples(capsys, name):
     assert line.strip() in text
   usage = text.partition('\n\n')[0]
   for field in dataclasses.fields(module.Options):
-    required = field.default is dataclasses.MISSING
     assert (
       f'--{field.name.replace("_", "-")}' in text
-      or (required and field.name.upper() in usage)
+      or field.name.upper() in usage
       or (field.name == 'k' and '-k' in text)
       or name in ('doctor', 'compare')  # those take lists
     )

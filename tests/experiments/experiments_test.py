@@ -39,6 +39,7 @@ VARIANTS = {
   'manifold_keys': 'swin-simple',
   'fusers': 'smallest-mmfuser',
   'fine_nexus': '1024',
+  'backbones': 'scenes-vit_half',
 }
 
 

@@ -1,0 +1,248 @@
+"""Ranks candidates of which only a few are trained.
+
+Every candidate is scored (A and C), the AC policy says which are trained, and
+the polynomial that is fitted to these ranks the others. What is scored and what
+is trained stays on the disk: the same call goes on where it was stopped.
+
+Attributes:
+  rank_backbones: scores, trains, ranks.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msba_jax.analysis.ac_policy import next_setting
+from msba_jax.analysis.ranking import Candidate, Ranking, Request
+from msba_jax.analysis.representation import (
+  RepresentationScores,
+  Sample,
+  compile_tokens,
+  draw_sample,
+  representation_scores,
+)
+from msba_jax.data.atomic import write_json
+from msba_jax.data.errors import InputError
+from msba_jax.metrics import ACFit, fit_ac
+from msba_jax.training.compare import Comparison, compare
+from msba_jax.training.configuration import configuration_hash
+from msba_jax.training.experiment import Experiment
+from msba_jax.training.load import load_experiment
+from msba_jax.training.loop import train
+
+__all__ = ['rank_backbones']
+
+
+def rank_backbones(
+  request: Request,
+  *,
+  progress: bool = True,
+  say: Callable[[str], None] = lambda line: None,
+) -> Ranking:
+  """Scores all candidates, trains a few and ranks the others.
+
+  Args:
+    request: what to rank.
+    progress: whether bars are shown.
+    say: is given a line about each candidate.
+
+  Returns:
+    The ranking; what was scored and trained is kept in `request.output`.
+
+  Raises:
+    InputError: an experiment cannot be loaded, two have one name, or the data
+      cannot be ranked on.
+    NonFiniteLossError: a training failed.
+  """
+  experiments = _load(request)
+  scores = _scores(request, experiments, progress=progress, say=say)
+  alignment = np.array([score.alignment for score in scores])
+  correspondence = np.array([score.correspondence for score in scores])
+  measured = np.full(len(scores), np.nan)
+  trained: list[int] = []
+  for turn in range(request.trainings):
+    # A function of the turn: what stands is found again in the same order.
+    rng = np.random.default_rng((request.seed, turn))
+    chosen = next_setting(alignment, correspondence, trained, rng=rng)
+    name = request.candidates[chosen]
+    say(f'training {turn + 1} of {request.trainings}: {name}')
+    trained.append(chosen)
+    measured[chosen] = _train(request, chosen, progress=progress, say=say)
+  fits = {
+    'A and C': fit_ac(alignment, correspondence, measured),
+    'A alone': fit_ac(alignment, None, measured),
+    'C alone': fit_ac(None, correspondence, measured),
+  }
+  fit = fits['A and C']
+  low, high = fit.interval(
+    alignment, correspondence, confidence=request.confidence
+  )
+  predicted = fit.predict(alignment, correspondence)
+  in_top = _in_top(fit, alignment, correspondence)
+  rows = [
+    Candidate(
+      name=experiment.name,
+      source=request.candidates[i],
+      alignment=scores[i].alignment,
+      correspondence=scores[i].correspondence,
+      references=scores[i].references,
+      predicted=float(predicted[i]),
+      low=float(low[i]),
+      high=float(high[i]),
+      in_top=float(in_top[i]),
+      measured=float(measured[i]) if i in trained else None,
+      training=trained.index(i) + 1 if i in trained else None,
+    )
+    for i, experiment in enumerate(experiments)
+  ]
+  rows.sort(key=lambda row: -row.expected)
+  return Ranking(
+    candidates=tuple(rows),
+    metric=request.metric,
+    r_squared={name: fit.r_squared for name, fit in fits.items()},
+    leave_one_out_r_squared={
+      name: fit.leave_one_out_r_squared for name, fit in fits.items()
+    },
+    by_alignment=tuple(experiments[i].name for i in np.argsort(-alignment)),
+    confidence=request.confidence,
+  )
+
+
+def _load(request: Request) -> list[Experiment]:
+  overrides = [*request.overrides, '--seed', str(request.seed)]
+  loaded = [load_experiment(file, overrides) for file in request.candidates]
+  names = [experiment.name for experiment in loaded]
+  for name in names:
+    if names.count(name) > 1:
+      raise InputError(
+        f'two candidates are named {name!r}: give each a name of its own'
+      )
+  return loaded
+
+
+def _scores(
+  request: Request,
+  experiments: list[Experiment],
+  *,
+  progress: bool,
+  say: Callable[[str], None],
+) -> list[RepresentationScores]:
+  """Scores of all candidates, those that stand and those that are missing."""
+  others = [
+    load_experiment(file, request.overrides) for file in request.references
+  ]
+  drawn: dict[str, Sample] = {}
+  found = []
+  for place, experiment in enumerate(experiments):
+    facts = [
+      request.images,
+      request.pairs,
+      request.seed,
+      request.warm_up,
+      *map(configuration_hash, (experiment, *others)),
+    ]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    path = request.output / 'scores' / f'{experiment.name}-{key}.json'
+    count = f'scores {place + 1} of {len(experiments)}: {experiment.name}'
+    if path.exists():
+      say(f'{count}: stand in {path}')
+      found.append(_read(path))
+      continue
+    say(count)
+    # Candidates may prepare their images differently.
+    data = repr(experiment.data)
+    if data not in drawn:
+      drawn[data] = draw_sample(
+        experiment.data.open().train,
+        images=request.images,
+        pairs=request.pairs,
+        seed=request.seed,
+      )
+    sample = drawn[data]
+    references: dict[str, Any] = {}
+    for other in others:
+      if repr(other.data) != data:
+        raise InputError(
+          f'the reference {other.name} has other images than '
+          f'{experiment.name}: references and candidates need one size'
+        )
+      references[other.name] = compile_tokens(other)(sample.images)
+    warm = _warm_up(request, place, experiment, progress=progress)
+    scores = representation_scores(
+      compile_tokens(warm), sample, references=references
+    )
+    write_json(path, scores._asdict())
+    found.append(scores)
+  return found
+
+
+def _warm_up(
+  request: Request, place: int, experiment: Experiment, *, progress: bool
+) -> Experiment:
+  """The experiment with the backbone that a few steps have left."""
+  steps = request.warm_up
+  if not steps or experiment.frozen_backbone:
+    return experiment
+  # The loop's own overrides come last, so that they count.
+  short = load_experiment(
+    request.candidates[place],
+    [
+      *request.overrides,
+      *('--seed', str(request.seed), '--steps', str(steps)),
+      *('--optimizer.warmup-steps', str(steps // 10), '--evaluate-every', '0'),
+    ],
+  )
+  directory = request.output / 'warm-up' / configuration_hash(short)[:16]
+  train(short, directory, progress=progress)
+  return dataclasses.replace(
+    experiment, frozen_backbone=str(directory), pretrained=''
+  )
+
+
+def _read(path: Path) -> RepresentationScores:
+  try:
+    return RepresentationScores(**json.loads(path.read_text('utf-8')))
+  except (OSError, ValueError, TypeError) as error:
+    raise InputError(
+      f'the scores {path} cannot be read ({error}): delete them and run again'
+    ) from error
+
+
+def _train(
+  request: Request,
+  chosen: int,
+  *,
+  progress: bool,
+  say: Callable[[str], None],
+) -> float:
+  """Trains a candidate, unless it stands, and gives what it reached."""
+  comparison = Comparison(
+    experiments=(request.candidates[chosen],),
+    seeds=(request.seed,),
+    overrides=request.overrides,
+    results=request.output / 'results',
+    runs=request.output / 'runs',
+  )
+  outcome = compare(comparison, progress=progress, say=say)[0][0]
+  with contextlib.suppress(KeyError):
+    return float(np.nanmean(outcome.scores['solo'][request.metric]))
+  raise InputError(
+    f'{outcome.experiment} has no {request.metric}: one of '
+    f'{", ".join(outcome.scores["solo"])}'
+  )
+
+
+def _in_top(
+  fit: ACFit, alignment: np.ndarray, correspondence: np.ndarray
+) -> np.ndarray:
+  """In what share of the fits without one training a candidate is first."""
+  fits = [dataclasses.replace(fit, coefficients=row) for row in fit.left_out]
+  found = [one.predict(alignment, correspondence) for one in fits]
+  ranks = [np.argsort(np.argsort(-values)) for values in found]
+  return np.mean([rank < 3 for rank in ranks], axis=0)
