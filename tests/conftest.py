@@ -26,7 +26,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 hypothesis.settings.register_profile(
   'suite',
   deadline=None,
-  max_examples=10,
+  max_examples=int(os.environ.get('HYPOTHESIS_EXAMPLES', '10')),
   derandomize=True,
   database=None,
   suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],

@@ -17,10 +17,9 @@ from msba_jax.layers.window_attention import attend_windows
 from msba_jax.layers.windows import stripe_windows
 from msba_jax.models.blocks import (
   Attend,
-  FeedForward,
+  ChoiceLogits,
   KeyProjection,
   queries_keys_values,
-  small_init,
   split_heads,
 )
 
@@ -119,9 +118,9 @@ class CrossWindowAttention(nn.Module):
     told = jnp.concatenate(
       [jnp.mean(tokens, axis=1), jnp.std(tokens, axis=1)], axis=-1
     )
-    logits = FeedForward(
-      tokens.shape[-1] // 2, len(branches), outer_init=small_init, name='width'
-    )(told)
+    logits = ChoiceLogits(tokens.shape[-1] // 2, len(branches), name='width')(
+      told
+    )
     likely = jax.nn.softmax(logits, axis=-1)
     if not self.has_rng('dropout'):
       choice = jnp.argmax(logits, axis=-1)

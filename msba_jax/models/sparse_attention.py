@@ -24,10 +24,9 @@ from msba_jax.layers.sparsity import (
 )
 from msba_jax.losses.sparsity import kept_mass_loss
 from msba_jax.models.blocks import (
-  FeedForward,
+  ChoiceLogits,
   KeyProjection,
   queries_keys_values,
-  small_init,
   split_heads,
 )
 
@@ -35,8 +34,13 @@ __all__ = ['SparseAttention', 'region_side']
 
 
 def region_side(height: int, width: int, most: int) -> int:
-  """The largest side of square regions, up to `most`, that tile a grid."""
-  return max(s for s in range(1, most + 1) if not (height % s or width % s))
+  """The largest side of square regions, up to `most`, that tile a grid.
+
+  One region alone would leave nothing to choose: there are at least two, if
+  the grid has two tokens.
+  """
+  sides = (s for s in range(1, most + 1) if not (height % s or width % s))
+  return max((s for s in sides if s * s < height * width), default=1)
 
 
 class SparseAttention(nn.Module):
@@ -59,7 +63,7 @@ class SparseAttention(nn.Module):
   Attributes:
     num_heads: number of heads.
     region: largest side of a region, in tokens; smaller where it would not
-      tile the grid.
+      tile the grid, or would be all of it.
     ratios: candidates of ρ; a single one is not chosen.
     temperature: of the Gumbel softmax and of the mask's gradient.
     dense: attends to everything with the same parameters, and tells how far the
@@ -152,9 +156,12 @@ class SparseAttention(nn.Module):
     candidates = jnp.asarray(self.ratios, jnp.float32)
     if len(self.ratios) == 1:
       return jnp.broadcast_to(candidates, scores.shape[:-1])
-    logits = FeedForward(
-      16, len(self.ratios), outer_init=small_init, name='ratio'
-    )(row_statistics(scores))
+    # Rows are all nearly flat at first: logarithms tell them apart, and the
+    # constants bring them to about zero.
+    entropy, peak, deviation = jnp.split(row_statistics(scores), 3, axis=-1)
+    flatness, spread = jnp.log(1 - entropy + 1e-4), jnp.log(deviation + 1e-3)
+    told = jnp.concatenate([flatness + 4, peak, spread + 1], axis=-1)
+    logits = ChoiceLogits(16, len(self.ratios), name='ratio')(told)
     if self.has_rng('dropout'):
       noise = jax.random.gumbel(self.make_rng('dropout'), logits.shape)
       logits = (logits + noise) / self.temperature

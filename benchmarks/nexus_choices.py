@@ -1,0 +1,202 @@
+"""What the choices of trained NEXUS runs are worth.
+
+    python benchmarks/nexus_choices.py RUN [RUN ...]
+
+RUNs are trainings of `experiments/scenes_nexus.py` with different seeds. Three
+questions, each answered with an interval of 95 % over runs and images:
+
+1. Do widths of stripes and kept shares differ between plain and crowded ones?
+2. Does retrieval suffer when each image gets the choices of another one?
+3. How near is the output of sparse attention to that of dense attention with
+   the same parameters and inputs, and at which kept share?
+
+Images are embedded alone (`solo`). Those of 1 and 2 are drawn test scenes.
+"""
+
+import argparse
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from msba_jax.data.prefetch import load_batch
+from msba_jax.data.scenes.config import PRESETS
+from msba_jax.metrics import (
+  bootstrap_interval,
+  evaluate_retrieval,
+  fidelity,
+  paired_bootstrap,
+)
+from msba_jax.models.context import solo
+from msba_jax.models.sparse_attention import SparseAttention
+from msba_jax.training.run import load_run
+
+BATCH = 120
+
+
+def batches(source):
+  """Images of a source, in batches of one size."""
+  for start in range(0, len(source) - len(source) % BATCH, BATCH):
+    yield load_batch(source, np.arange(start, start + BATCH))
+
+
+def told(run, source):
+  """By name, what each image's modules decided: (images, levels)."""
+
+  @jax.jit
+  def tell(variables, images):
+    _, out = run.embedder.apply(variables, images, solo)
+    aux = out['aux']['msw']
+    return {'width': aux['stripe'].T, 'kept': aux['kept'].T}
+
+  found = [
+    tell(run.embedder.variables, batch['image']) for batch in batches(source)
+  ]
+  return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+
+def drawn_scenes(run, preset):
+  """Test scenes with the appearance of a preset, in the size of the run."""
+  data, knobs = run.experiment.data, PRESETS[preset]
+  names = ('least_objects', 'most_objects', 'occlusion', 'view_jitter', 'noise')
+  changed = {name: getattr(knobs, name) for name in names}
+  return dataclasses.replace(data, **changed).open().test.queries
+
+
+def plain_and_crowded(runs):
+  """Question 1."""
+  print('## Plain and crowded scenes\n')
+  found = {
+    preset: [told(run, drawn_scenes(run, preset)) for run in runs]
+    for preset in ('plain', 'crowded')
+  }
+  print('| choice | level | plain | crowded |')
+  print('|---|---|---|---|')
+  for name in ('width', 'kept'):
+    levels = found['plain'][0][name].shape[1]
+    for level in range(levels):
+      cells = [
+        bootstrap_interval(
+          np.stack([one[name][:, level] for one in found[preset]]), seed=0
+        )
+        for preset in found
+      ]
+      print(
+        f'| {name} | {level} | '
+        + ' | '.join(f'{c.mean:.3f} [{c.low:.3f}, {c.high:.3f}]' for c in cells)
+        + ' |'
+      )
+
+
+def embed(run, source, *, shuffled, key):
+  """Embeddings; shuffled: with the choices of other images of the batch."""
+
+  def shuffle(forward, arguments, options, context):
+    value = forward(*arguments, **options)
+    if context.module.name in ('width', 'ratio'):
+      return value[order]
+    return value
+
+  @jax.jit
+  def run_model(variables, images, permutation):
+    nonlocal order
+    order = permutation
+    with nn.intercept_methods(shuffle):
+      return run.embedder.apply(variables, images, solo)[0]
+
+  order, vectors, labels = None, [], []
+  for i, batch in enumerate(batches(source)):
+    permutation = jnp.arange(BATCH)
+    if shuffled:
+      permutation = jax.random.permutation(jax.random.fold_in(key, i), BATCH)
+    vectors.append(
+      run_model(run.embedder.variables, batch['image'], permutation)
+    )
+    labels.append(batch['label'])
+  return np.concatenate(vectors), np.concatenate(labels)
+
+
+def exchanged(runs):
+  """Question 2."""
+  print('\n## Choices of other images\n')
+  scores, labels = {False: [], True: []}, None
+  for run in runs:
+    source = run.experiment.data.open().test.queries
+    for shuffled in scores:
+      vectors, labels = embed(
+        run, source, shuffled=shuffled, key=jax.random.key(0)
+      )
+      scores[shuffled].append(
+        evaluate_retrieval(vectors, labels).ap.astype(np.float64)
+      )
+  own, others = (100 * np.stack(scores[shuffled]) for shuffled in scores)
+  print('| mAP, own choices | of others | difference |')
+  print('|---|---|---|')
+  cells = [
+    bootstrap_interval(own, groups=labels, seed=0),
+    bootstrap_interval(others, groups=labels, seed=0),
+    paired_bootstrap(others, own, groups=labels, seed=0),
+  ]
+  print(
+    '| '
+    + ' | '.join(f'{c.mean:.2f} [{c.low:.2f}, {c.high:.2f}]' for c in cells)
+    + ' |'
+  )
+
+
+def against_dense(runs):
+  """Question 3."""
+  print('\n## Sparse beside dense, the same parameters\n')
+  print('| level | kept | cosine | relative L1 |')
+  print('|---|---|---|---|')
+  rows = {}
+  for run in runs:
+    images = load_batch(
+      run.experiment.data.open().test.queries, np.arange(BATCH)
+    )
+    found = {}
+
+    def both(forward, arguments, options, context, found=found):
+      value = forward(*arguments, **options)
+      module = context.module
+      if (
+        isinstance(module, SparseAttention)
+        and context.method_name == '__call__'
+      ):
+        variables = {'params': module.variables['params']}
+        twin = module.clone(dense=True, parent=None, name=None)
+        dense = twin.apply(variables, *arguments)[0]
+        found['/'.join(module.path)] = (value[0], dense, value[1]['kept'])
+      return value
+
+    with nn.intercept_methods(both):
+      run.embedder.apply(run.embedder.variables, images['image'], solo)
+    for path, (sparse, dense, kept) in found.items():
+      distance = fidelity(np.asarray(sparse), np.asarray(dense))
+      rows.setdefault(path, []).append(
+        np.stack([np.asarray(kept, np.float64), *distance[:2]])
+      )
+  for path, of_runs in rows.items():
+    cells = [
+      bootstrap_interval(values, seed=0) for values in np.stack(of_runs, axis=1)
+    ]
+    print(
+      f'| {path} | '
+      + ' | '.join(f'{c.mean:.3f} [{c.low:.3f}, {c.high:.3f}]' for c in cells)
+      + ' |'
+    )
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('runs', nargs='+', metavar='RUN')
+  runs = [load_run(run) for run in parser.parse_args().runs]
+  plain_and_crowded(runs)
+  exchanged(runs)
+  against_dense(runs)
+
+
+if __name__ == '__main__':
+  main()
