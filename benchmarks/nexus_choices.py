@@ -129,7 +129,7 @@ def exchanged(runs):
         run, source, shuffled=shuffled, key=jax.random.key(0)
       )
       scores[shuffled].append(
-        evaluate_retrieval(vectors, labels).ap.astype(np.float64)
+        evaluate_retrieval(vectors, labels)['ap'].astype(np.float64)
       )
   own, others = (100 * np.stack(scores[shuffled]) for shuffled in scores)
   print('| mAP, own choices | of others | difference |')

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from msba_jax.layers.choice import straight_through
+
 __all__ = [
   'head_alignment',
   'prompt_alignment',
@@ -161,7 +163,7 @@ def select_heads(
   chosen = jax.lax.top_k(scores, keep)[1]
   hard = jnp.sum(jax.nn.one_hot(chosen, heads), axis=-2) * (heads / keep)
   soft = heads * jax.nn.softmax(scores, axis=-1)
-  return hard + (soft - jax.lax.stop_gradient(soft))
+  return straight_through(hard, soft)
 
 
 def _touched(low: float, high: float, size: int) -> slice:

@@ -143,7 +143,12 @@ class MSBA(nn.Module):
       regions: as `encode` gives them.
       context: whom they may look at.
       heads: factors of the heads of each image, for a model with `join`.
+
+    Raises:
+      ValueError: there are factors of heads, and the model does not join any.
     """
+    if heads is not None and self.join is None:
+      raise ValueError('heads are chosen where parts are joined: needs `join`')
     levels, n = regions.shape[:2]
     if self.is_initializing() and isinstance(context, Solo):
       # Every parameter is made, whatever context the first call has.

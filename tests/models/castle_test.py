@@ -399,6 +399,15 @@ def test_a_prompt_needs_heads_to_choose(images):
     jax.eval_shape(init, jax.random.key(0), images)
 
 
+def test_factors_of_heads_need_parts_to_join(images):
+  model, regions = make_model('msba'), jnp.zeros((2, len(images), 4, 8))
+  refine = functools.partial(
+    model.init, heads=jnp.ones((len(images), 2)), method='refine'
+  )
+  with pytest.raises(ValueError, match='needs `join`'):
+    jax.eval_shape(refine, jax.random.key(0), regions)
+
+
 @functools.cache
 def names_and_random(model):
   """Names of parameters, and random ones; nothing is compiled."""
