@@ -158,22 +158,20 @@ def against_dense(runs):
     )
     found = {}
 
-    def both(forward, arguments, options, context, found=found):
-      value = forward(*arguments, **options)
-      module = context.module
-      if (
-        isinstance(module, SparseAttention)
-        and context.method_name == '__call__'
-      ):
+    def note(forward, arguments, options, context, found=found):
+      module, called = context.module, context.method_name == '__call__'
+      if called and isinstance(module, SparseAttention):
         variables = {'params': module.variables['params']}
-        twin = module.clone(dense=True, parent=None, name=None)
-        dense = twin.apply(variables, *arguments)[0]
-        found['/'.join(module.path)] = (value[0], dense, value[1]['kept'])
-      return value
+        twin = module.clone(parent=None, name=None)
+        found['/'.join(module.path)] = twin, variables, arguments
+      return forward(*arguments, **options)
 
-    with nn.intercept_methods(both):
+    with nn.intercept_methods(note):
       run.embedder.apply(run.embedder.variables, images['image'], solo)
-    for path, (sparse, dense, kept) in found.items():
+    for path, (module, variables, arguments) in found.items():
+      sparse, aux = module.apply(variables, *arguments)
+      dense, _ = module.clone(dense=True).apply(variables, *arguments)
+      kept = aux['kept']
       distance = fidelity(np.asarray(sparse), np.asarray(dense))
       rows.setdefault(path, []).append(
         np.stack([np.asarray(kept, np.float64), *distance[:2]])
