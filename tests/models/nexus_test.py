@@ -86,7 +86,7 @@ def test_5_padding_with_invalid_images_changes_nothing(run, images):
   np.testing.assert_allclose(padded[:5], embeddings, atol=5e-6)
 
 
-def test_6_two_and_eight_devices_give_the_same(images):
+def test_6_eight_devices_give_the_same(images):
   model, params = initialised('nexus')
 
   def loss(params, images):
@@ -99,7 +99,7 @@ def test_6_two_and_eight_devices_give_the_same(images):
     return jnp.sum(embeddings**3), embeddings
 
   results = []
-  for devices in (1, 2, 8):
+  for devices in (1, 8):
     mesh = data_mesh(jax.devices()[:devices])
     split = NamedSharding(mesh, PartitionSpec('data'))
     both = NamedSharding(mesh, PartitionSpec())
@@ -108,9 +108,9 @@ def test_6_two_and_eight_devices_give_the_same(images):
       jax.value_and_grad(loss, has_aux=True)
     )(jax.device_put(params, both), placed)
     results.append((np.asarray(embeddings), jax.device_get(gradients)))
-  for embeddings, gradients in results[1:]:
-    np.testing.assert_allclose(embeddings, results[0][0], atol=1e-5)
-    chex.assert_trees_all_close(gradients, results[0][1], rtol=1e-3, atol=1e-4)
+  (alone, of_alone), (embeddings, gradients) = results
+  np.testing.assert_allclose(embeddings, alone, atol=1e-5)
+  chex.assert_trees_all_close(gradients, of_alone, rtol=1e-3, atol=1e-4)
 
 
 def test_7_memory_beside_the_batch_is_switched_by_masks(run, images):
