@@ -114,8 +114,8 @@ def runs_until_found(
     top: the best setting must be among so many of the first.
 
   Returns:
-    The number of trainings after which it was; as many as there are settings
-    if it was before all were trained at no time.
+    The number of trainings after which it is; that of all settings if it is
+    not before the last one.
   """
   best, trained = int(np.argmax(performance)), list[int]()
   known = np.full(len(performance), np.nan)

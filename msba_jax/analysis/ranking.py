@@ -85,7 +85,7 @@ class Candidate:
     in_top: in what share of the fits without one training it is among the
       first three.
     measured: what it reached, or None if it was not trained.
-    training: the how manieth it was trained, from 1, or None.
+    training: its place among the trainings, from 1, or None.
   """
 
   name: str

@@ -9,10 +9,11 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-  """Turns SIGTERM into a question that the loop asks after each step.
+  """Turns signals into a question that the loop asks after each step.
 
-  SIGINT interrupts at once; where the interpreter cannot let that out, as in a
-  callback of a library, it is raised again after the step.
+  SIGTERM stops and saves. SIGINT interrupts after the step, where nothing is
+  half done: inside of a library it may leave a lock held, or get lost in a
+  callback. A second SIGINT interrupts at once.
 
   Several processes must stop after the same step: then JAX's own handler
   listens, and they agree on one.
@@ -52,7 +53,7 @@ class StopRequest:
       The same in all processes.
 
     Raises:
-      KeyboardInterrupt: SIGINT came and got lost on its way.
+      KeyboardInterrupt: SIGINT came.
     """
     if self._interrupted:
       raise KeyboardInterrupt
@@ -62,8 +63,9 @@ class StopRequest:
 
   def _interrupt(self, number, frame) -> None:
     del number, frame
+    if self._interrupted:
+      raise KeyboardInterrupt
     self._interrupted = True
-    raise KeyboardInterrupt
 
   def _ask(self, number, frame) -> None:
     del number, frame
