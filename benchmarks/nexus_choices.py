@@ -93,20 +93,18 @@ def plain_and_crowded(runs):
 def embed(run, source, *, shuffled, key):
   """Embeddings; shuffled: with the choices of other images of the batch."""
 
-  def shuffle(forward, arguments, options, context):
-    value = forward(*arguments, **options)
-    if context.module.name in ('width', 'ratio'):
-      return value[order]
-    return value
-
   @jax.jit
-  def run_model(variables, images, permutation):
-    nonlocal order
-    order = permutation
+  def run_model(variables, images, order):
+    def shuffle(forward, arguments, options, context):
+      value = forward(*arguments, **options)
+      if context.module.name in ('width', 'ratio'):
+        return value[order]
+      return value
+
     with nn.intercept_methods(shuffle):
       return run.embedder.apply(variables, images, solo)[0]
 
-  order, vectors, labels = None, [], []
+  vectors, labels = [], []
   for i, batch in enumerate(batches(source)):
     permutation = jnp.arange(BATCH)
     if shuffled:

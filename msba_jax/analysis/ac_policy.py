@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int64
 
-from msba_jax.metrics.alignment import fit_ac
+from msba_jax.metrics.alignment import fit_ac, in_range
 
 __all__ = ['next_setting', 'predicted_order', 'runs_until_found']
 
@@ -57,7 +57,13 @@ def next_setting(
   left = np.setdiff1d(np.arange(len(alignment)), np.asarray(trained, int))
   if not left.size:
     raise ValueError('all settings are trained')
-  square = np.stack([_unit(alignment), _unit(correspondence)], axis=1)
+  square = np.stack(
+    [
+      in_range(score, (float(score.min()), float(score.max())))
+      for score in (alignment, correspondence)
+    ],
+    axis=1,
+  )
   for level in range(1, _DEEPEST + 1):
     side = 2**level
     places = np.minimum((square * side).astype(np.int64), side - 1)
@@ -128,8 +134,3 @@ def runs_until_found(
       if best in order[:top]:
         return len(trained)
   return len(performance)
-
-
-def _unit(score: Float[np.ndarray, ' n']) -> Float[np.ndarray, ' n']:
-  low, high = float(score.min()), float(score.max())
-  return (np.asarray(score, np.float64) - low) / ((high - low) or 1.0)

@@ -137,7 +137,7 @@ def _scores(
   others = [
     load_experiment(file, request.overrides) for file in request.references
   ]
-  drawn: dict[str, Sample] = {}
+  drawn: dict[str, tuple[Sample, dict[str, Any]]] = {}
   found = []
   for place, experiment in enumerate(experiments):
     facts = [
@@ -158,21 +158,8 @@ def _scores(
     # Candidates may prepare their images differently.
     data = repr(experiment.data)
     if data not in drawn:
-      drawn[data] = draw_sample(
-        experiment.data.open().train,
-        images=request.images,
-        pairs=request.pairs,
-        seed=request.seed,
-      )
-    sample = drawn[data]
-    references: dict[str, Any] = {}
-    for other in others:
-      if repr(other.data) != data:
-        raise InputError(
-          f'the reference {other.name} has other images than '
-          f'{experiment.name}: references and candidates need one size'
-        )
-      references[other.name] = compile_tokens(other)(sample.images)
+      drawn[data] = _drawn(request, experiment, others)
+    sample, references = drawn[data]
     warm = _warm_up(request, place, experiment, progress=progress)
     scores = representation_scores(
       compile_tokens(warm), sample, references=references
@@ -180,6 +167,27 @@ def _scores(
     write_json(path, scores._asdict())
     found.append(scores)
   return found
+
+
+def _drawn(
+  request: Request, experiment: Experiment, others: list[Experiment]
+) -> tuple[Sample, dict[str, Any]]:
+  """The sample of a candidate's data, and its tokens by each reference."""
+  for other in others:
+    if repr(other.data) != repr(experiment.data):
+      raise InputError(
+        f'the reference {other.name} has other images than '
+        f'{experiment.name}: references and candidates need one size'
+      )
+  sample = draw_sample(
+    experiment.data.open().train,
+    images=request.images,
+    pairs=request.pairs,
+    seed=request.seed,
+  )
+  return sample, {
+    other.name: compile_tokens(other)(sample.images) for other in others
+  }
 
 
 def _warm_up(

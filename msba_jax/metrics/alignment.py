@@ -14,6 +14,7 @@ Attributes:
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -184,13 +185,7 @@ class ACFit:
     scores = (alignment, correspondence)
     if [s is None for s in scores] != [r is None for r in self.ranges]:
       raise ValueError('the scores must be those that were fitted')
-    return ac_features(
-      *(
-        _normalized(score, extent)
-        for score, extent in zip(scores, self.ranges, strict=True)
-        if score is not None and extent is not None
-      )
-    )
+    return _features(scores, self.ranges)
 
 
 def fit_ac(
@@ -237,13 +232,7 @@ def fit_ac(
     None if score is None else (float(np.min(score)), float(np.max(score)))
     for score in scores
   )
-  features = ac_features(
-    *(
-      _normalized(score, extent)
-      for score, extent in zip(scores, ranges, strict=True)
-      if score is not None and extent is not None
-    )
-  )[trained]
+  features = _features(scores, ranges)[trained]
   values = np.asarray(performance, np.float64)[trained]
   low, width = float(values.min()), float(np.ptp(values)) or 1.0
   values = (values - low) / width
@@ -270,9 +259,24 @@ def fit_ac(
   )
 
 
-def _normalized(
+def _features(
+  scores: Sequence[Float[np.ndarray, ' n'] | None],
+  ranges: Sequence[tuple[float, float] | None],
+) -> Float64[np.ndarray, 'n features']:
+  """Monomials of the scores that there are, each in its range."""
+  return ac_features(
+    *(
+      in_range(score, extent)
+      for score, extent in zip(scores, ranges, strict=True)
+      if score is not None and extent is not None
+    )
+  )
+
+
+def in_range(
   score: Float[np.ndarray, ' n'], extent: tuple[float, float]
 ) -> Float64[np.ndarray, ' n']:
+  """A score with the ends of a range at zero and one."""
   low, high = extent
   return (np.asarray(score, np.float64) - low) / ((high - low) or 1.0)
 
