@@ -36,6 +36,15 @@ from msba_jax.training.run import load_run
 BATCH = 120
 
 
+def row(heads, cells, digits):
+  """A line of a table: names, then means with their intervals."""
+  numbers = (
+    f'{c.mean:.{digits}f} [{c.low:.{digits}f}, {c.high:.{digits}f}]'
+    for c in cells
+  )
+  print(f'| {" | ".join((*heads, *numbers))} |')
+
+
 def batches(source):
   """Images of a source, in batches of one size."""
   for start in range(0, len(source) - len(source) % BATCH, BATCH):
@@ -83,11 +92,7 @@ def plain_and_crowded(runs):
         )
         for preset in found
       ]
-      print(
-        f'| {name} | {level} | '
-        + ' | '.join(f'{c.mean:.3f} [{c.low:.3f}, {c.high:.3f}]' for c in cells)
-        + ' |'
-      )
+      row((name, str(level)), cells, 3)
 
 
 def embed(run, source, *, shuffled, key):
@@ -137,11 +142,7 @@ def exchanged(runs):
     bootstrap_interval(others, groups=labels, seed=0),
     paired_bootstrap(others, own, groups=labels, seed=0),
   ]
-  print(
-    '| '
-    + ' | '.join(f'{c.mean:.2f} [{c.low:.2f}, {c.high:.2f}]' for c in cells)
-    + ' |'
-  )
+  row((), cells, 2)
 
 
 def against_dense(runs):
@@ -178,11 +179,7 @@ def against_dense(runs):
     cells = [
       bootstrap_interval(values, seed=0) for values in np.stack(of_runs, axis=1)
     ]
-    print(
-      f'| {path} | '
-      + ' | '.join(f'{c.mean:.3f} [{c.low:.3f}, {c.high:.3f}]' for c in cells)
-      + ' |'
-    )
+    row((path,), cells, 3)
 
 
 def main():

@@ -5,6 +5,8 @@ Attributes:
 """
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from msba_jax.analysis.ranking import Ranking
@@ -27,6 +29,17 @@ def ranking_picture(ranking: Ranking) -> bytes:
     figsize=(10, max(4.0, 0.28 * len(rows) + 1.4)), layout='constrained'
   )
   square, line = figure.subplots(1, 2)
+  points = _square(square, ranking)
+  figure.colorbar(points, ax=square, label=f'{ranking.metric}, %')
+  _line(line, ranking)
+  for axes in (square, line):
+    axes.spines[['top', 'right']].set_visible(False)
+  return draw(figure, 'png')
+
+
+def _square(square: Axes, ranking: Ranking) -> PathCollection:
+  """A and C of each candidate, coloured by its performance."""
+  rows = ranking.candidates
   expected = 100 * np.array([row.expected for row in rows])
   points = square.scatter(
     [row.alignment for row in rows],
@@ -49,7 +62,12 @@ def ranking_picture(ranking: Ranking) -> bytes:
     )
   square.set_xlabel('A: alignment')
   square.set_ylabel('C: correspondence')
-  figure.colorbar(points, ax=square, label=f'{ranking.metric}, %')
+  return points
+
+
+def _line(line: Axes, ranking: Ranking) -> None:
+  """What each candidate is to reach, and what it reached."""
+  rows = ranking.candidates
   places = np.arange(len(rows))
   for place, row in zip(places, rows, strict=True):
     if np.isfinite([row.low, row.high]).all():
@@ -81,6 +99,3 @@ def ranking_picture(ranking: Ranking) -> bytes:
   line.invert_yaxis()
   line.set_xlabel(f'{ranking.metric}, %')
   line.legend(fontsize=8, frameon=False)
-  for axes in (square, line):
-    axes.spines[['top', 'right']].set_visible(False)
-  return draw(figure, 'png')
