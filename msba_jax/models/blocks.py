@@ -17,9 +17,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from msba_jax.layers.attention import attend
+from msba_jax.models.stochastic_depth import drop_branch
 
 __all__ = [
   'ChoiceLogits',
@@ -76,26 +77,37 @@ class FeedForward(nn.Module):
     features: width of the result; None is that of the inputs.
     outer_init: of the second layer's kernel.
     activation: between the layers.
+    gated: whether the first layer is twice as wide, and one half of it, behind
+      the activation, is multiplied by the other.
     dtype: of the computation; None is that of the inputs.
+
+  Source: GLU Variants Improve Transformer (2020), arXiv 2002.05202, for gates.
   """
 
   hidden: int
   features: int | None = None
   outer_init: nn.initializers.Initializer = nn.linear.default_kernel_init
   activation: Activation = jax.nn.gelu
+  gated: bool = False
   dtype: Any = None
 
   @nn.compact
   def __call__(self, inputs: Array) -> Array:
     """(…, d) to (…, features)."""
-    hidden = nn.Dense(self.hidden, dtype=self.dtype, name='inner')(inputs)
+    width = 2 * self.hidden if self.gated else self.hidden
+    hidden = nn.Dense(width, dtype=self.dtype, name='inner')(inputs)
+    if self.gated:
+      gate, passing = jnp.split(hidden, 2, axis=-1)
+      hidden = self.activation(gate) * passing
+    else:
+      hidden = self.activation(hidden)
     outer = nn.Dense(
       self.features or inputs.shape[-1],
       kernel_init=self.outer_init,
       dtype=self.dtype,
       name='outer',
     )
-    return outer(self.activation(hidden))
+    return outer(hidden)
 
 
 class ChoiceLogits(nn.Module):
@@ -198,6 +210,7 @@ class TransformerBlock(nn.Module):
     attend: the attention function.
     hidden: width of the feed-forward, where it is no multiple.
     activation: of the feed-forward.
+    gated: of the feed-forward.
     epsilon: of the norms.
     layer_scale: initial factor s of the branches, learned for each feature;
       None is 1, not learned.
@@ -215,6 +228,7 @@ class TransformerBlock(nn.Module):
   attend: Attend = attend
   hidden: int | None = None
   activation: Activation = jax.nn.gelu
+  gated: bool = False
   epsilon: float = 1e-6
   layer_scale: float | None = None
   keys: KeyProjection | None = None
@@ -223,8 +237,20 @@ class TransformerBlock(nn.Module):
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, tokens: Array, *, mask: Array | None = None) -> Array:
-    """(*b, t, d) to the same shape; mask broadcasts to (*b, h, t, t)."""
+  def __call__(
+    self,
+    tokens: Array,
+    *,
+    mask: Array | None = None,
+    drop: Float32[Array, ''] | None = None,
+  ) -> Array:
+    """(*b, t, d) to the same shape.
+
+    Args:
+      tokens: of each image.
+      mask: broadcasts to (*b, h, t, t).
+      drop: as in `drop_branch`.
+    """
     width = tokens.shape[-1]
     attention = TokenAttention(
       self.num_heads,
@@ -236,15 +262,18 @@ class TransformerBlock(nn.Module):
       name='attention',
     )
     message = attention(self._norm('norm_attention')(tokens), mask=mask)
-    tokens = tokens + self._scaled(message, 'scale_attention')
+    message = self._scaled(message, 'scale_attention')
+    tokens = tokens + drop_branch(self, message, drop)
     feed_forward = FeedForward(
       self.hidden or self.ratio * width,
       activation=self.activation,
+      gated=self.gated,
       dtype=self.dtype,
       name='feed_forward',
     )
     inner = feed_forward(self._norm('norm_feed_forward')(tokens))
-    return tokens + self._scaled(inner, 'scale_feed_forward')
+    inner = self._scaled(inner, 'scale_feed_forward')
+    return tokens + drop_branch(self, inner, drop)
 
   def _norm(self, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)
@@ -265,6 +294,7 @@ def run_blocks(
   tokens: Array,
   *,
   mask: Array | None = None,
+  drop: Float32[Array, ' depth'] | Sequence[None] | None = None,
   remat: bool = False,
   scan: bool = False,
 ) -> list[Array]:
@@ -275,6 +305,7 @@ def run_blocks(
     depth: number of blocks.
     tokens: (n, t, d).
     mask: of all blocks.
+    drop: the `drop_rates`; by default no branch is left out.
     remat: keep only the tokens between blocks for the gradient, and compute
       what is inside of a block again.
     scan: one block in a loop, which compiles in a `depth`-th of the time. Its
@@ -284,9 +315,10 @@ def run_blocks(
   Returns:
     The tokens after every block.
   """
+  rates = [None] * depth if drop is None else drop
 
-  def call(block, inputs, _):
-    outputs = block(inputs, mask=mask)
+  def call(block, inputs, rate):
+    outputs = block(inputs, mask=mask, drop=rate)
     return outputs, outputs
 
   if remat:
@@ -294,14 +326,15 @@ def run_blocks(
   if not scan:
     states = []
     for i in range(depth):
-      tokens, _ = call(make(name=f'block_{i}'), tokens, None)
+      tokens, _ = call(make(name=f'block_{i}'), tokens, rates[i])
       states.append(tokens)
     return states
   loop = nn.scan(
     call,
     variable_axes={'params': 0, 'intermediates': 0, 'penalties': 0},
-    split_rngs={'params': True},
+    split_rngs={'params': True, 'dropout': True},
     length=depth,
   )
-  _, states = loop(make(name='blocks'), tokens, None)
+  stacked = rates if isinstance(rates, jax.Array) else None
+  _, states = loop(make(name='blocks'), tokens, stacked)
   return list(states)

@@ -149,23 +149,30 @@ def vit_spec(
     raise WeightsError(f'{stem}{position} is for no square: {places} places')
   block = f'{root}encoder.layer{"s" if towers else ""}'
   inner = 'intermediate.dense' if family == 'vit' else 'mlp.fc1'
+  # Gate and what passes it are one layer of the giant DINOv2.
+  gated = f'{block}.0.mlp.weights_in.weight' in shapes
+  if gated:
+    inner = 'mlp.weights_in'
   registers = f'{stem}register_tokens'
   count = _shape(shapes, registers)[-2] if registers in shapes else 0
   activation, epsilon = _taste(family, config)
   features = kernel[0]
+  hidden = _shape(shapes, f'{block}.0.{inner}.weight')[0] // (1 + gated)
   return ViTSpec(
     features=features,
     depth=_depth(shapes, block),
-    num_heads=_heads(features, config),
+    num_heads=_heads(features, family, config),
     patch=kernel[2],
     image=side * kernel[2],
-    hidden=_hidden(shapes, f'{block}.0.{inner}.weight', features),
+    hidden=0 if hidden == 4 * features else hidden,
     class_token=class_token,
     registers=count,
     layer_scale=1.0 if family == 'dinov2' else None,
     norm_before=family == 'clip',
     patch_bias=f'{stem}{patch_name}.bias' in shapes,
-    activation=activation,
+    # The config says what a feed-forward without a gate would have.
+    activation='silu' if gated else activation,
+    gated=gated,
     epsilon=epsilon,
     # The library averages positions for this architecture alone.
     antialias=count > 0,
@@ -181,19 +188,19 @@ def text_spec(
   activation, epsilon = _taste(family, config)
   clip = family == 'clip'
   head = 'text_projection' if clip else 'text_model.head'
+  inner = 'text_model.encoder.layers.0.mlp.fc1.weight'
+  hidden = _shape(shapes, inner)[0]
   end = (config or {}).get('eos_token_id')
   if end in (None, 2):  # Early configs say 2 for the last of the vocabulary.
     end = vocabulary - 1
   return TextSpec(
     features=features,
     depth=_depth(shapes, 'text_model.encoder.layers'),
-    num_heads=_heads(features, config),
+    num_heads=_heads(features, family, config),
     vocabulary=vocabulary,
     length=_shape(shapes, f'{stem}position_embedding.weight')[0],
     embedding=_shape(shapes, f'{head}.weight')[0],
-    hidden=_hidden(
-      shapes, 'text_model.encoder.layers.0.mlp.fc1.weight', features
-    ),
+    hidden=0 if hidden == 4 * features else hidden,
     causal=clip,
     pooled='end' if clip else 'last',
     end_token=end if clip else TextSpec.end_token,
@@ -256,17 +263,14 @@ def _depth(shapes: Shapes, block: str) -> int:
   return 1 + max((int(x[1]) for x in found if x), default=-1)
 
 
-def _hidden(shapes: Shapes, name: str, features: int) -> int:
-  """Width of the feed-forward, 0 if it is the usual one."""
-  hidden = _shape(shapes, name)[0]
-  return 0 if hidden == 4 * features else hidden
-
-
-def _heads(features: int, config: Mapping[str, Any] | None) -> int:
+def _heads(
+  features: int, family: Family, config: Mapping[str, Any] | None
+) -> int:
   heads = (config or {}).get('num_attention_heads')
   if heads is None:
     # 64 features a head but in ViT-H and So400m, which have 16 heads.
-    heads = 16 if features > 1024 else max(1, features // 64)
+    wide = features > 1024 and family != 'dinov2'
+    heads = 16 if wide else max(1, features // 64)
   if features % heads:
     raise WeightsError(f'{heads} heads do not divide {features} features')
   return heads

@@ -91,6 +91,8 @@ def vit_tensors(spec: ViTSpec, family: Family) -> Iterator[Tensor]:
     One entry a parameter.
   """
   names = _NAMES[family]
+  if spec.gated:
+    names = names._replace(layers=('mlp.weights_in', 'mlp.weights_out'))
   towers = family in ('clip', 'siglip')
   root = 'vision_model.' if towers else ''
   stem = f'{root}embeddings.'

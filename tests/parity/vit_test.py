@@ -96,6 +96,17 @@ MODELS = {
     dataclasses.replace(SPEC, layer_scale=1.0),
     'dinov2',
   ),
+  'dinov2 with a gate': lambda: (
+    transformers.Dinov2Model(
+      transformers.Dinov2Config(
+        **SMALL, use_mask_token=False, use_swiglu_ffn=True
+      )
+    ),
+    dataclasses.replace(
+      SPEC, hidden=32, layer_scale=1.0, activation='silu', gated=True
+    ),
+    'dinov2',
+  ),
   'dinov2 with registers': lambda: (
     transformers.Dinov2WithRegistersModel(
       transformers.Dinov2WithRegistersConfig(**SMALL)
@@ -250,6 +261,15 @@ def published(name):
       return transformers.Dinov2Model(
         transformers.Dinov2Config(**sizes)
       ), 'dinov2'
+    if name == 'dinov2_giant':
+      giant = transformers.Dinov2Config(
+        **sizes,
+        hidden_size=1536,
+        num_hidden_layers=40,
+        num_attention_heads=24,
+        use_swiglu_ffn=True,
+      )
+      return transformers.Dinov2Model(giant), 'dinov2'
     return transformers.Dinov2WithRegistersModel(
       transformers.Dinov2WithRegistersConfig(**sizes)
     ), 'dinov2'
@@ -280,11 +300,24 @@ def on_disk(name, family):
   return name
 
 
+def gates_joined(shapes):
+  """Two layers of a gated feed-forward are one on disk."""
+  joined = {}
+  for name, shape in shapes.items():
+    if 'mlp.gate_proj' in name:
+      name = name.replace('gate_proj', 'weights_in')
+      shape = (2 * shape[0], *shape[1:])
+    if 'mlp.up_proj' not in name:
+      joined[name.replace('mlp.down_proj', 'mlp.weights_out')] = shape
+  return joined
+
+
 @pytest.mark.parametrize(
   'name',
   [
     'vit_base',
     'dinov2_base',
+    'dinov2_giant',
     'dinov2_base_registers',
     'clip_base_32',
     'siglip_base',
@@ -292,10 +325,12 @@ def on_disk(name, family):
 )
 def test_published_shapes_are_those_of_our_variants(name):
   model, family = published(name)
-  shapes = {
-    on_disk(key, family): tuple(x.shape)
-    for key, x in model.state_dict().items()
-  }
+  shapes = gates_joined(
+    {
+      on_disk(key, family): tuple(x.shape)
+      for key, x in model.state_dict().items()
+    }
+  )
   assert recognise_family(shapes) == family
   spec = vit_spec(shapes, family)
   assert spec == VARIANTS[name]

@@ -13,7 +13,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Float32
 
 from msba_jax.layers.attention import attend
 from msba_jax.layers.relative_position import (
@@ -27,6 +27,7 @@ from msba_jax.models.blocks import (
   queries_keys_values,
   split_heads,
 )
+from msba_jax.models.stochastic_depth import drop_branch
 
 __all__ = [
   'PatchMerging',
@@ -59,8 +60,10 @@ class SwinBlock(nn.Module):
   dtype: jax.typing.DTypeLike | None = None
 
   @nn.compact
-  def __call__(self, grid: Array) -> Array:
-    """(n, y, x, d) to the same shape."""
+  def __call__(
+    self, grid: Array, drop: Float32[Array, ''] | None = None
+  ) -> Array:
+    """(n, y, x, d) to the same shape; `drop` as in `drop_branch`."""
     _, height, width, features = grid.shape
     side = min(self.window, height, width)
     tokens = pad_grid(layer_norm('norm_attention', self.dtype)(grid), side)
@@ -86,16 +89,15 @@ class SwinBlock(nn.Module):
     message = _to_grid(message, padded_height, padded_width, side)
     if shift:
       message = jnp.roll(message, (shift, shift), axis=(1, 2))
-    grid = grid + message[:, :height, :width]
+    grid = grid + drop_branch(self, message[:, :height, :width], drop)
     feed_forward = FeedForward(
       self.ratio * features,
       activation=partial(jax.nn.gelu, approximate=False),
       dtype=self.dtype,
       name='feed_forward',
     )
-    return grid + feed_forward(
-      layer_norm('norm_feed_forward', self.dtype)(grid)
-    )
+    inner = feed_forward(layer_norm('norm_feed_forward', self.dtype)(grid))
+    return grid + drop_branch(self, inner, drop)
 
 
 class WindowAttention(nn.Module):

@@ -26,10 +26,11 @@ from msba_jax.models.blocks import (
   TransformerBlock,
   run_blocks,
 )
+from msba_jax.models.stochastic_depth import drop_rates
 
 __all__ = ['ACTIVATIONS', 'VARIANTS', 'Encoded', 'ViT', 'ViTSpec']
 
-Activation = Literal['gelu', 'gelu_tanh', 'quick_gelu']
+Activation = Literal['gelu', 'gelu_tanh', 'quick_gelu', 'silu']
 
 
 def _quick_gelu(x: Array) -> Array:
@@ -41,6 +42,7 @@ ACTIVATIONS = {
   'gelu': functools.partial(jax.nn.gelu, approximate=False),
   'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
   'quick_gelu': _quick_gelu,
+  'silu': jax.nn.silu,
 }
 
 
@@ -61,6 +63,7 @@ class ViTSpec:
     norm_before: whether the tokens are normalised before the first block.
     patch_bias: whether the projection of a patch has a bias.
     activation: of the feed-forward.
+    gated: whether the feed-forward has a gate, as `FeedForward`.
     epsilon: of the norms.
     antialias: whether positions are averaged for a smaller grid.
   """
@@ -77,6 +80,7 @@ class ViTSpec:
   norm_before: bool = False
   patch_bias: bool = True
   activation: Activation = 'gelu'
+  gated: bool = False
   epsilon: float = 1e-6
   antialias: bool = False
 
@@ -101,6 +105,18 @@ _DINOV2 = {
     VARIANTS[name], patch=14, image=518, layer_scale=1.0
   )
   for name in ('small', 'base', 'large')
+} | {
+  'dinov2_giant': ViTSpec(
+    1536,
+    40,
+    24,
+    patch=14,
+    image=518,
+    hidden=4096,
+    layer_scale=1.0,
+    activation='silu',
+    gated=True,
+  )
 }
 _CLIP = {
   'norm_before': True,
@@ -152,6 +168,8 @@ class ViT(nn.Module):
       counted from 1; a negative number counts from the end. All have one size.
     attend: the attention function.
     keys: makes the module of the keys; None is a plain projection.
+    stochastic_depth: how probably the branches of the last block are left out
+      for an image in training, those of the first never (drop path).
     remat: see `run_blocks`.
     scan: see `run_blocks`.
     dtype: of the computation; parameters are float32, and so are the returned
@@ -165,6 +183,7 @@ class ViT(nn.Module):
   levels: Sequence[int] = (-1,)
   attend: Attend = attend
   keys: KeyProjection | None = None
+  stochastic_depth: float = 0.0
   remat: bool = False
   scan: bool = False
   dtype: Any = None
@@ -175,9 +194,10 @@ class ViT(nn.Module):
     """Returns the grids of `levels`, each behind the final norm, float32.
 
     Raises:
-      ValueError: the patch does not divide the image, or a level is no block.
+      ValueError: the patch does not divide the image, a level is no block, or
+        `stochastic_depth` is not in [0, 1).
     """
-    return self._encode(images)[1]
+    return self._encode(images, train=train)[1]
 
   def encode(self, images: Float[Array, 'n height width c']) -> Encoded:
     """The tokens of all blocks, for heads and fusers.
@@ -185,10 +205,12 @@ class ViT(nn.Module):
     Raises:
       ValueError: as in `__call__`.
     """
-    return self._encode(images)[0]
+    return self._encode(images, train=False)[0]
 
   @nn.compact
-  def _encode(self, images: Array) -> tuple[Encoded, tuple[Array, ...]]:
+  def _encode(
+    self, images: Array, *, train: bool
+  ) -> tuple[Encoded, tuple[Array, ...]]:
     spec = self.spec
     tokens, grid = self._embed(images)
     block = functools.partial(
@@ -197,6 +219,7 @@ class ViT(nn.Module):
       attend=self.attend,
       hidden=spec.hidden or None,
       activation=ACTIVATIONS[spec.activation],
+      gated=spec.gated,
       epsilon=spec.epsilon,
       layer_scale=spec.layer_scale,
       keys=self.keys,
@@ -205,7 +228,12 @@ class ViT(nn.Module):
       dtype=self.dtype,
     )
     hidden = run_blocks(
-      block, spec.depth, tokens, remat=self.remat, scan=self.scan
+      block,
+      spec.depth,
+      tokens,
+      drop=drop_rates(self.stochastic_depth, spec.depth, train=train),
+      remat=self.remat,
+      scan=self.scan,
     )
     norm = nn.LayerNorm(epsilon=spec.epsilon, dtype=self.dtype, name='norm')
     encoded = Encoded((tokens, *hidden), norm(hidden[-1]), grid)
