@@ -28,6 +28,7 @@ from msba_jax.analysis.representation import (
   representation_scores,
 )
 from msba_jax.data.atomic import write_json
+from msba_jax.data.directory import MANIFEST
 from msba_jax.data.errors import InputError
 from msba_jax.metrics import ACFit, fit_ac
 from msba_jax.training.compare import Comparison, compare
@@ -140,14 +141,7 @@ def _scores(
   drawn: dict[str, tuple[Sample, dict[str, Any]]] = {}
   found = []
   for place, experiment in enumerate(experiments):
-    facts = [
-      request.images,
-      request.pairs,
-      request.seed,
-      request.warm_up,
-      *map(configuration_hash, (experiment, *others)),
-    ]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    key = _key(request, experiment, others)
     path = request.output / 'scores' / f'{experiment.name}-{key}.json'
     count = f'scores {place + 1} of {len(experiments)}: {experiment.name}'
     if path.exists():
@@ -167,6 +161,20 @@ def _scores(
     write_json(path, scores._asdict())
     found.append(scores)
   return found
+
+
+def _key(
+  request: Request, experiment: Experiment, others: list[Experiment]
+) -> str:
+  """Of all that scores depend on, the weights on the disk too."""
+  facts = [request.images, request.pairs, request.seed, request.warm_up]
+  for one in (experiment, *others):
+    facts.append(configuration_hash(one))
+    for directory in filter(None, (one.frozen_backbone, one.pretrained)):
+      for path in (Path(directory), Path(directory) / 'weights'):
+        manifest = path / MANIFEST
+        facts.append(manifest.read_text('utf-8') if manifest.exists() else '')
+  return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def _drawn(

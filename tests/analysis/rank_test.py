@@ -16,6 +16,7 @@ from msba_jax.analysis.rank import rank_backbones
 from msba_jax.analysis.ranking import Candidate, Ranking, Request
 from msba_jax.analysis.ranking_picture import ranking_picture
 from msba_jax.cli.rank_backbones import ranking_table
+from msba_jax.data.directory import MANIFEST
 from msba_jax.data.errors import InputError
 
 FILE = Path(__file__).parent / 'candidates.py'
@@ -97,6 +98,21 @@ def test_a_warm_up_changes_the_scores_and_not_the_trainings(ranked, tmp_path):
     if row.measured is not None and before[row.name].measured is not None:
       assert row.measured == before[row.name].measured
   assert len(list((tmp_path / 'warm-up').iterdir())) == 3
+
+
+def test_scores_belong_to_the_weights_that_a_directory_holds(tmp_path):
+  (experiment,) = rank._load(request(tmp_path))[:1]
+  frozen = dataclasses.replace(experiment, frozen_backbone=str(tmp_path))
+  keys = set()
+  for held in (None, '{"one": 1}', '{"two": 2}'):
+    if held is not None:
+      (tmp_path / 'weights').mkdir(exist_ok=True)
+      (tmp_path / 'weights' / MANIFEST).write_text(held)
+    for others in ([], [frozen]):
+      key = rank._key(request(tmp_path), frozen, others)
+      assert key == rank._key(request(tmp_path), frozen, others)
+      keys.add(key)
+  assert len(keys) == 6
 
 
 def test_references_take_part(tmp_path):
