@@ -4,7 +4,8 @@
         experiments/scenes_castle.py [--repeats 20] [overrides of all]
 
 Images are noise of the experiment's size. Steps are timed in turn, for each
-kind of context that a step may draw. Memory is what XLA reserves for the
+kind of context that a step may draw, if any model looks at one; `embed` is the
+batch embedded alone, without gradients. Memory is what XLA reserves for the
 temporary arrays of a compiled step. Frozen backbones are not frozen here.
 """
 
@@ -16,6 +17,7 @@ import time
 import jax
 import numpy as np
 
+from msba_jax.data.transforms import normalize_image
 from msba_jax.retrieval.devices import copy_to_all, data_mesh
 from msba_jax.training.experiment import ContextDropout
 from msba_jax.training.load import load_experiment
@@ -53,6 +55,31 @@ class Stepper:
     self.seconds.append(time.perf_counter() - start)
 
 
+class Embedding:
+  """The compiled model without a context."""
+
+  def __init__(self, experiment, batch, mesh):
+    del mesh
+    images = normalize_image(
+      batch['image'], mean=experiment.mean, std=experiment.std
+    )
+    variables = jax.jit(experiment.model.init)(jax.random.key(0), images[:1])
+
+    def embed(variables, images):
+      return experiment.model.apply(variables, images)[0]
+
+    self.step = jax.jit(embed).lower(variables, images).compile()
+    self.given = variables, images
+    self.memory = self.step.memory_analysis().temp_size_in_bytes
+    self.seconds = []
+
+  def run(self):
+    """Times one batch."""
+    start = time.perf_counter()
+    jax.block_until_ready(self.step(*self.given))
+    self.seconds.append(time.perf_counter() - start)
+
+
 def noise(experiment):
   """A batch of random images, classes in groups."""
   size, n = experiment.data.size, experiment.batch_size
@@ -68,6 +95,14 @@ def noise(experiment):
   }
 
 
+def made(kind, experiment, mesh):
+  """What is timed: steps of one kind, or the embedding."""
+  if kind == 'embed':
+    return Embedding(experiment, noise(experiment), mesh)
+  changed = dataclasses.replace(experiment, context_dropout=KINDS[kind])
+  return Stepper(changed, noise(experiment), mesh)
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('experiments', nargs='+')
@@ -76,13 +111,9 @@ def main():
   experiments = [load_experiment(x, overrides) for x in options.experiments]
   mesh = data_mesh(jax.devices()[:1])
   total = dict.fromkeys((x.name for x in experiments), 0.0)
-  for kind, dropout in KINDS.items():
-    steppers = {
-      x.name: Stepper(
-        dataclasses.replace(x, context_dropout=dropout), noise(x), mesh
-      )
-      for x in experiments
-    }
+  looks = any(getattr(x.model, 'contextual', False) for x in experiments)
+  for kind in ('embed', *KINDS) if looks else ('embed', 'solo'):
+    steppers = {x.name: made(kind, x, mesh) for x in experiments}
     for _ in range(options.repeats + 1):
       for stepper in steppers.values():
         stepper.run()
@@ -92,6 +123,7 @@ def main():
       seconds = statistics.median(stepper.seconds[1:])
       first = first or (seconds, stepper.memory)
       share = {
+        'embed': 0,
         'memory': x.context_dropout.memory,
         'solo': x.context_dropout.solo,
       }.get(kind, 1 - x.context_dropout.memory - x.context_dropout.solo)
@@ -102,7 +134,7 @@ def main():
         f'{stepper.memory / first[1]:5.2f} ×'
       )
   base = total[experiments[0].name]
-  for name, seconds in total.items():
+  for name, seconds in total.items() if looks else ():
     print(f'mean   {name:28} {1e3 * seconds:7.1f} ms {seconds / base:5.2f} ×')
 
 

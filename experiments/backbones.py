@@ -1,10 +1,11 @@
 """Backbones of several kinds under one head: does AC say which is best?
 
-Variants are DATA-BACKBONE, where the data are `scenes` or `photographs` and a
-backbone is one of `BACKBONES`: widths, depths, stems, layers, and transformers
-with plain keys and manifold keys. All see 48×48 pixels and have the same head,
-loss and plan; they do not have as many parameters. Measured results:
-docs/systems/ac.md.
+Variants are DATA-BACKBONE, where the data are `scenes`, `photographs` or
+`transfer`, and a backbone is one of `BACKBONES`: widths, depths, stems, layers,
+and transformers with plain keys and manifold keys. All see 48×48 pixels and
+have the same head, loss and plan; they do not have as many parameters.
+`transfer` takes the backbones that `msba train` has left of `scenes`, frozen,
+to scenes of other classes. Measured results: docs/systems/ac.md.
 
   msba rank-backbones photos.zip --trainings 4 \
     --candidates experiments/backbones.py:photographs-{conv,wide,vit,swin}
@@ -26,6 +27,7 @@ from msba_jax.training.demo_experiment import experiment as demo
 from msba_jax.training.experiment import Experiment
 from msba_jax.training.photographs import CLASSES, photographs
 
+DATA = ('scenes', 'photographs', 'transfer')
 CONV = ConvSpec((48, 96, 192), (1, 1, 1), stem_stride=4, levels=2)
 VIT = ViTSpec(96, 4, 3, patch=8, image=48, class_token=False)
 SWIN = SwinSpec(64, (2, 2), (2, 4), window=3, patch=8, levels=2)
@@ -51,16 +53,29 @@ BACKBONES: dict[str, nn.Module] = {
 
 
 def experiment(variant: str) -> Experiment:
-  """400 steps of 64 scenes, or 600 of 64 photographs."""
+  """400 steps of 64 scenes, or 600 of 64 photographs.
+
+  Raises:
+    LookupError: there is no such variant.
+  """
   data, _, name = variant.partition('-')
-  if data not in ('scenes', 'photographs') or name not in BACKBONES:
-    raise LookupError(f'scenes- or photographs-, {", ".join(BACKBONES)}')
+  if data not in DATA or name not in BACKBONES:
+    raise LookupError(f'{", ".join(DATA)}; {", ".join(BACKBONES)}')
   scenes = demo()
-  classes = scenes.data.train_classes if data == 'scenes' else CLASSES
+  classes = CLASSES if data == 'photographs' else scenes.data.train_classes
   model = BackboneOnly(BACKBONES[name], hidden=256, num_classes=classes)
   losses = solo_losses(functools.partial(normalized_softmax, smoothing=0.1))
   if data == 'scenes':
     base = dataclasses.replace(scenes, model=model, losses=losses)
+  elif data == 'transfer':
+    base = dataclasses.replace(
+      scenes,
+      model=model,
+      losses=losses,
+      data=dataclasses.replace(scenes.data, seed=1),
+      frozen_backbone=f'runs/backbones_scenes-{name}/seed0',
+      frozen_views=1,
+    )
   else:
     base = photographs('', model, losses)
     base = dataclasses.replace(

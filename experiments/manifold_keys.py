@@ -3,7 +3,8 @@
 The variants are `vit` and `swin`, which have plain keys, and behind a dash the
 kind of manifold keys: `vit-vanilla`, `vit-simple`, `vit-unbalanced_atlas`,
 `vit-spatial`, each with as many weights as plain keys, or with charts of full
-width: `vit-vanilla-full`. Measured results: docs/systems/manifold-keys.md.
+width: `vit-vanilla-full`. `unbalanced_atlas-no_penalty` leaves the memberships
+to the task alone. Measured results: docs/systems/manifold-keys.md.
 
   msba compare experiments/manifold_keys.py:vit \
     experiments/manifold_keys.py:vit-vanilla --data.path photos.zip
@@ -35,6 +36,10 @@ KEYS: dict[str, KeyProjection] = {
   )
   for variant in get_args(Variant)
   for budget in get_args(Budget)
+} | {
+  'unbalanced_atlas-no_penalty': functools.partial(
+    ManifoldKeys, variant='unbalanced_atlas', penalty=0.0
+  )
 }
 
 

@@ -59,6 +59,7 @@ class ManifoldKeys(nn.Module):
     grid: height and width of the tokens after the prefix, for 'spatial' only.
     prefix: number of tokens before the grid.
     broadcast_context: first adds the mean of the tokens.
+    penalty: weight of the penalty of 'unbalanced_atlas'; 0 is none.
 
   Source: our reconstruction of A Manifold Representation of the Key in Vision
   Transformers (2024), arXiv 2402.00534.
@@ -72,6 +73,7 @@ class ManifoldKeys(nn.Module):
   grid: tuple[int, int] | None = None
   prefix: int = 0
   broadcast_context: bool = False
+  penalty: float = -0.1
 
   @nn.compact
   def __call__(
@@ -97,9 +99,9 @@ class ManifoldKeys(nn.Module):
     # What is sown while parameters are made would stay with them.
     if found.memberships is not None and not self.is_initializing():
       self.sow('intermediates', 'memberships', found.memberships)
-      if self.variant == 'unbalanced_atlas':
-        penalty = jnp.mean(membership_penalty(found.memberships))
-        self.sow('penalties', 'membership', penalty)
+      if self.variant == 'unbalanced_atlas' and self.penalty:
+        penalty = membership_penalty(found.memberships, weight=self.penalty)
+        self.sow('penalties', 'membership', jnp.mean(penalty))
     return found.keys
 
   def _params(self, d: int) -> ManifoldParams:

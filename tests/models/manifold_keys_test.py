@@ -94,6 +94,24 @@ def test_equals_the_pure_function(rng, variant):
     assert penalty < 0
 
 
+@pytest.mark.parametrize('weight', [0.0, -0.5])
+def test_the_penalty_has_a_weight(rng, weight):
+  inputs = jnp.asarray(rng.normal(size=(2, 6, 8)), jnp.float32)
+  module = ManifoldKeys(6, 'unbalanced_atlas', 2, penalty=weight)
+  variables = module.init(jax.random.key(0), inputs)
+  _, sown = module.apply(
+    variables, inputs, mutable=['intermediates', 'penalties']
+  )
+  (memberships,) = sown['intermediates']['memberships']
+  if not weight:
+    assert 'penalties' not in sown
+    return
+  expected = jnp.mean(membership_penalty(memberships, weight=weight))
+  np.testing.assert_allclose(
+    sown['penalties']['membership'][0], expected, rtol=1e-6
+  )
+
+
 @pytest.mark.parametrize('budget', BUDGETS)
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_the_gradient_reaches_every_parameter(rng, variant, budget):
