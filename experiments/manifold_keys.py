@@ -36,11 +36,10 @@ KEYS: dict[str, KeyProjection] = {
   )
   for variant in get_args(Variant)
   for budget in get_args(Budget)
-} | {
-  'unbalanced_atlas-no_penalty': functools.partial(
-    ManifoldKeys, variant='unbalanced_atlas', penalty=0.0
-  )
 }
+KEYS['unbalanced_atlas-no_penalty'] = functools.partial(
+  ManifoldKeys, variant='unbalanced_atlas', penalty=0.0
+)
 
 
 def experiment(variant: str) -> Experiment:

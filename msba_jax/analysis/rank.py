@@ -167,7 +167,8 @@ def _key(
   request: Request, experiment: Experiment, others: list[Experiment]
 ) -> str:
   """Of all that scores depend on, the weights on the disk too."""
-  facts = [request.images, request.pairs, request.seed, request.warm_up]
+  facts: list[int | str] = [request.images, request.pairs]
+  facts += [request.seed, request.warm_up]
   for one in (experiment, *others):
     facts.append(configuration_hash(one))
     for directory in filter(None, (one.frozen_backbone, one.pretrained)):
