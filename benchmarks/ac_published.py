@@ -1,6 +1,6 @@
 """The published AC tables: fits, and the policy simulated on them.
 
-    python benchmarks/ac_published.py [--simulations 1000]
+    python benchmarks/ac_published.py [--simulations 1000] [--ridge 0.0]
 
 13 settings and 8 benchmarks of Law of Vision Representation in MLLMs, arXiv
 2408.16357, version 1, as they stand in tests/fixtures/law_of_vision.
@@ -28,7 +28,9 @@ def column(table, name):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--simulations', type=int, default=1000)
-  simulations = parser.parse_args().simulations
+  parser.add_argument('--ridge', type=float, default=0.0)
+  options = parser.parse_args()
+  simulations, ridge = options.simulations, options.ridge
   c = column('performance_and_correspondence', 'C')
   for names in (VISION, OTHERS):
     print(', '.join(names))
@@ -37,9 +39,9 @@ def main():
       for x in names
     ]
     fits = {
-      'A alone': [fit_ac(a, None, y) for a, y in given],
-      'C alone': [fit_ac(None, c, y) for _, y in given],
-      'A and C': [fit_ac(a, c, y) for a, y in given],
+      'A alone': [fit_ac(a, None, y, ridge=ridge) for a, y in given],
+      'C alone': [fit_ac(None, c, y, ridge=ridge) for _, y in given],
+      'A and C': [fit_ac(a, c, y, ridge=ridge) for a, y in given],
     }
     for kind, found in fits.items():
       inside = np.mean([fit.r_squared for fit in found])
@@ -48,7 +50,9 @@ def main():
     runs = np.array(
       [
         [
-          runs_until_found(a, c, y, rng=np.random.default_rng(seed))
+          runs_until_found(
+            a, c, y, rng=np.random.default_rng(seed), ridge=ridge
+          )
           for seed in range(simulations)
         ]
         for a, y in given

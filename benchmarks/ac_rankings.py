@@ -25,8 +25,10 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('rankings', nargs='+', type=Path)
   parser.add_argument('--simulations', type=int, default=1000)
+  parser.add_argument('--ridge', type=float, default=0.0)
   options = parser.parse_args()
   names, columns = read(options.rankings)
+  ridge = options.ridge
   a, c, performance = columns.mean(axis=0)
   for place in np.argsort(-performance):
     print(
@@ -43,7 +45,7 @@ def main():
     )
   fits = {'A': (a, None), 'C': (None, c), 'A and C': (a, c)}
   for kind, scores in fits.items():
-    fit = fit_ac(*scores, performance)
+    fit = fit_ac(*scores, performance, ridge=ridge)
     predicted = performance - fit.residuals
     rank = spearmanr(predicted, performance)[0]
     print(
@@ -57,9 +59,11 @@ def main():
   runs, control = [], []
   for seed in range(options.simulations):
     rng = np.random.default_rng(seed)
-    runs.append(runs_until_found(a, c, performance, rng=rng))
+    runs.append(runs_until_found(a, c, performance, rng=rng, ridge=ridge))
     order = rng.permutation(len(a))
-    control.append(runs_until_found(a[order], c[order], performance, rng=rng))
+    control.append(
+      runs_until_found(a[order], c[order], performance, rng=rng, ridge=ridge)
+    )
   for kind, found in (('policy', runs), ('scores exchanged', control)):
     print(
       f'{kind}: {np.mean(found):.2f} of {len(a)} trainings until the best is '

@@ -7,10 +7,11 @@ Variants are TASK-FUSER, where a task is one of
     smallest     scenes by shape and texture of their smallest object
     largest      scenes by shape and texture of their largest object
 
-and a fuser one of `FUSERS`; `last` takes the last layer alone. All heads have
-as many parameters as that of `pyramid`, within 1 %. The backbones are trained
-first, on classes: `photographs` and `scenes` alone are these variants. Measured
-results: docs/systems/mmfuser.md.
+and a fuser one of `FUSERS`; the factors of `mmfuser_open` begin at one and not
+at zero; `last` takes the last layer alone. All heads have as many parameters as
+that of `pyramid`, within 1 %. The backbones are trained first, on classes:
+`photographs` and `scenes` alone are these variants. Measured results:
+docs/systems/mmfuser.md.
 
   msba train experiments/fusers.py:scenes
   msba compare experiments/fusers.py:smallest-last \
@@ -51,6 +52,7 @@ FUSERS: dict[str, tuple[nn.Module | None, int]] = {
   'pyramid': (PyramidFuser(), 256),
   'sum': (SumFuser(), 1003),
   'mmfuser': (MMFuser(num_heads=6, num_points=4), 594),
+  'mmfuser_open': (MMFuser(num_heads=6, num_points=4, scale=1.0), 594),
   'mmfuser_cross': (MMFuser(6, 4, self_attention=False), 754),
   'mmfuser_softmax': (MMFuser(6, attention='softmax'), 536),
 }

@@ -81,6 +81,7 @@ def predicted_order(
   performance: Float[np.ndarray, ' n'],
   *,
   rng: np.random.Generator,
+  ridge: float = 0.0,
 ) -> Int64[np.ndarray, ' n']:
   """Settings from the best prediction to the worst, ties in random order.
 
@@ -89,11 +90,12 @@ def predicted_order(
     correspondence: C of each setting.
     performance: NaN for a setting that was not trained.
     rng: breaks ties.
+    ridge: as in `fit_ac`.
 
   Returns:
     Places of the settings.
   """
-  fit = fit_ac(alignment, correspondence, performance)
+  fit = fit_ac(alignment, correspondence, performance, ridge=ridge)
   predicted = fit.predict(alignment, correspondence)
   # Predictions that differ by rounding alone are ties.
   return np.lexsort((rng.random(len(predicted)), -predicted.round(9)))
@@ -106,6 +108,7 @@ def runs_until_found(
   *,
   rng: np.random.Generator,
   top: int = 3,
+  ridge: float = 0.0,
 ) -> int:
   """How many trainings the policy takes on settings that were all trained.
 
@@ -118,6 +121,7 @@ def runs_until_found(
     performance: of each setting, all known.
     rng: of the choices.
     top: the best setting must be among so many of the first.
+    ridge: as in `fit_ac`.
 
   Returns:
     The number of trainings after which it is; that of all settings if it is
@@ -130,7 +134,9 @@ def runs_until_found(
     trained.append(chosen)
     known[chosen] = performance[chosen]
     if len(trained) > 1:
-      order = predicted_order(alignment, correspondence, known, rng=rng)
+      order = predicted_order(
+        alignment, correspondence, known, rng=rng, ridge=ridge
+      )
       if best in order[:top]:
         return len(trained)
   return len(performance)

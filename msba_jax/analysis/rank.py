@@ -75,10 +75,11 @@ def rank_backbones(
     say(f'training {turn + 1} of {request.trainings}: {name}')
     trained.append(chosen)
     measured[chosen] = _train(request, chosen, progress=progress, say=say)
+  ridge = request.ridge
   fits = {
-    'A and C': fit_ac(alignment, correspondence, measured),
-    'A alone': fit_ac(alignment, None, measured),
-    'C alone': fit_ac(None, correspondence, measured),
+    'A and C': fit_ac(alignment, correspondence, measured, ridge=ridge),
+    'A alone': fit_ac(alignment, None, measured, ridge=ridge),
+    'C alone': fit_ac(None, correspondence, measured, ridge=ridge),
   }
   fit = fits['A and C']
   low, high = fit.interval(

@@ -32,6 +32,7 @@ class Request:
     seed: of the sample, the policy and the trainings.
     metric: of retrieval on validation, mode `solo`.
     confidence: of the intervals.
+    ridge: of the polynomial, as in `fit_ac`.
     output: directory of all that is kept.
   """
 
@@ -45,6 +46,7 @@ class Request:
   seed: int = 0
   metric: Metric = 'ap'
   confidence: float = 0.8
+  ridge: float = 0.0
   output: Path = Path('ranking')
 
   def __post_init__(self):
@@ -67,6 +69,8 @@ class Request:
       raise InputError(f'--warm-up {self.warm_up} must not be negative')
     if not 0 < self.confidence < 1:
       raise InputError(f'--confidence {self.confidence} must be in (0, 1)')
+    if self.ridge < 0:
+      raise InputError(f'--ridge {self.ridge} must not be negative')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,6 +67,9 @@ class Options:
   """What is predicted: retrieval on validation classes, images alone."""
   confidence: float = 0.8
   """Of the intervals; of n trainings at most n / (n + 1)."""
+  ridge: float = 0.0
+  """Draws the polynomial towards a constant; 0.01 predicts better where many
+  are trained, 0 finds the best with fewer trainings."""
   output: Path = Path('ranking')
   """Directory of all that is kept."""
 
@@ -93,6 +96,7 @@ def run(options: Options, overrides: Sequence[str]) -> int:
       seed=options.seed,
       metric=options.metric,
       confidence=options.confidence,
+      ridge=options.ridge,
       output=options.output,
     ),
     say=print,

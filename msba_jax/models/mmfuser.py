@@ -43,14 +43,16 @@ class MMFuser(nn.Module):
       inner = cross + γ_self ∘ attention(norm(cross), norm(cross))
       fused = deep + γ ∘ inner
 
-  Both γ are vectors that begin at zero: at first the result is the deep layer
-  exactly, and only γ has a gradient.
+  Both γ are vectors that begin at zero by default: at first the result is the
+  deep layer exactly, and only γ has a gradient. In a short training of the
+  fuser alone they hardly leave zero.
 
   Attributes:
     num_heads: number of heads.
     num_points: points of a head at a layer, of deformable attention.
     attention: 'softmax' looks at all tokens instead of a few points.
     self_attention: False leaves inner = cross.
+    scale: γ and γ_self at first.
 
   Source: MMFuser: Multimodal Multi-Layer Feature Fuser for Fine-Grained
   Vision-Language Understanding (2024), arXiv 2410.11829.
@@ -60,6 +62,7 @@ class MMFuser(nn.Module):
   num_points: int = 4
   attention: Attention = 'deformable'
   self_attention: bool = True
+  scale: float = 0.0
 
   @nn.compact
   def __call__(
@@ -97,12 +100,13 @@ class MMFuser(nn.Module):
       'cross',
     )
     d = deep.shape[-1]
+    begin = nn.initializers.constant(self.scale)
     if self.self_attention:
       normed = nn.LayerNorm(name='norm_self')(fused)
       inner = self._attend(normed, [normed], grid, 'self')
-      scale = self.param('scale_self', nn.initializers.zeros, (d,))
+      scale = self.param('scale_self', begin, (d,))
       fused = fused + scale[None, None] * inner
-    scale = self.param('scale', nn.initializers.zeros, (d,))
+    scale = self.param('scale', begin, (d,))
     return (deep + scale[None, None] * fused).astype(deep.dtype)
 
   def _attend(

@@ -147,6 +147,7 @@ def test_a_broken_score_is_named(ranked):
     ({'pairs': 25}, '--pairs 25 must be at most'),
     ({'warm_up': -1}, '--warm-up -1'),
     ({'confidence': 1.0}, '--confidence 1.0'),
+    ({'ridge': -1.0}, '--ridge -1.0'),
   ],
 )
 def test_requests_that_cannot_be(changes, message, tmp_path):

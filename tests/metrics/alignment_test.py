@@ -122,6 +122,18 @@ def test_few_settings_take_the_solution_of_least_norm(rng):
   np.testing.assert_allclose(fit.coefficients, wanted, atol=1e-9)
 
 
+def test_a_ridge_leaves_the_constant_free(rng):
+  a, c, performance = rng.uniform(size=(3, 10))
+  fit = fit_ac(a, c, performance, ridge=0.3)
+  features = ac_features(*((x - x.min()) / np.ptp(x) for x in (a, c)))
+  values = (performance - performance.min()) / np.ptp(performance)
+  penalty = 0.3 * np.diag([0.0, 1, 1, 1, 1, 1])
+  wanted = np.linalg.solve(features.T @ features + penalty, features.T @ values)
+  np.testing.assert_allclose(fit.coefficients, wanted, rtol=1e-9)
+  constant = fit_ac(a, c, performance, ridge=1e9).predict(a, c)
+  np.testing.assert_allclose(constant, performance.mean(), rtol=1e-6)
+
+
 def test_one_setting_says_nothing_yet():
   scores = np.array([0.1, 0.2])
   fit = fit_ac(scores, None, np.array([0.4, np.nan]))
@@ -180,6 +192,10 @@ def test_tokens_of_zero_align_with_nothing():
     (lambda: fit_ac(np.ones(2), None, np.ones(3)), 'as many as'),
     (lambda: fit_ac(np.array([np.nan]), None, np.ones(1)), 'not finite'),
     (lambda: fit_ac(np.ones(2), None, np.full(2, np.nan)), 'no setting has'),
+    (
+      lambda: fit_ac(np.ones(2), None, np.ones(2), ridge=-1.0),
+      'must not be negative',
+    ),
     (
       lambda: fit_ac(np.ones(2), None, np.ones(2)).predict(None, np.ones(2)),
       'those that were fitted',

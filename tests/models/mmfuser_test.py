@@ -146,6 +146,21 @@ def test_at_first_it_is_the_deep_layer_exactly(rng, attention):
   np.testing.assert_array_equal(fused, layers[-1])
 
 
+def test_factors_may_begin_elsewhere(rng):
+  layers = draw(rng)
+  module = mmfuser.MMFuser(2, 2, scale=0.5)
+  variables = jax.jit(lambda: module.init(jax.random.key(0), layers, grid=GRID))
+  params = variables()['params']
+  for name in ('scale', 'scale_self'):
+    np.testing.assert_array_equal(params[name], np.full(8, 0.5))
+  np.testing.assert_allclose(
+    applied(module)(variables(), layers),
+    reference(layers, as_double(variables()), 'deformable'),
+    rtol=1e-4,
+    atol=1e-4,
+  )
+
+
 def test_at_first_every_head_reads_in_its_own_direction(rng):
   module = mmfuser.DeformableAttention(num_heads=4, num_points=1)
   layers = draw(rng, n=1, tokens=9, count=1)
