@@ -18,6 +18,9 @@ __all__ = ['write_atomically', 'write_json']
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
   """Writes a file in one step: the old one stands until the new one does.
 
+  A link stays a link, and the file that it leads to is replaced. What is there
+  and no file, as `/dev/stdout` or a named pipe, is written to as it stands.
+
   Args:
     path: the file; folders above it are made.
     content: its bytes.
@@ -25,9 +28,13 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
   Raises:
     InputError: a file cannot stand there.
   """
-  goal = Path(path)
-  if goal.is_dir():
-    raise InputError(f'{goal} is a directory: name a file to write')
+  if os.path.exists(path) and not os.path.isfile(path):
+    if os.path.isdir(path):
+      raise InputError(f'{path} is a directory: name a file to write')
+    with open(path, 'wb') as stream:
+      stream.write(content)
+    return
+  goal = Path(path).resolve()
   try:
     goal.parent.mkdir(parents=True, exist_ok=True)
   except (FileExistsError, NotADirectoryError):

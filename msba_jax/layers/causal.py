@@ -85,17 +85,7 @@ def directed_gate(
     Numbers ≤ 0, to be added to the scores.
   """
   asking, answering = (x.astype(jnp.float32) for x in (asking, answering))
-  apart = jnp.abs(asking[..., :, None, :] - answering[..., None, :, :])
-  hidden = (
-    (asking @ params.difference)[..., :, None, :]
-    - (answering @ params.difference)[..., None, :, :]
-    + apart @ params.distance
-    # One matrix product for each hidden unit, and no tensor of products.
-    + jnp.einsum('...nhe,...me->...nmh', _scaled(asking, params), answering)
-  )
-  bias = params.bias.reshape((1,) * (hidden.ndim - 1) + (-1,))
-  logits = jax.nn.gelu(hidden + bias) @ params.out + params.out_bias
-  return jax.nn.log_sigmoid(logits)
+  return jax.nn.log_sigmoid(_pair_logits(asking, answering, params))
 
 
 def causal_scores(
@@ -228,6 +218,21 @@ def transitive_influence(
   rows = graph if rows is None else rows
   two = rows @ graph
   return rows + two + two @ graph
+
+
+@jax.checkpoint
+def _pair_logits(asking: Array, answering: Array, params: GateParams) -> Array:
+  """Logits of all pairs, whose hidden layers are made again in the gradient."""
+  apart = jnp.abs(asking[..., :, None, :] - answering[..., None, :, :])
+  hidden = (
+    (asking @ params.difference)[..., :, None, :]
+    - (answering @ params.difference)[..., None, :, :]
+    + apart @ params.distance
+    # One matrix product for each hidden unit, and no tensor of products.
+    + jnp.einsum('...nhe,...me->...nmh', _scaled(asking, params), answering)
+  )
+  bias = params.bias.reshape((1,) * (hidden.ndim - 1) + (-1,))
+  return jax.nn.gelu(hidden + bias) @ params.out + params.out_bias
 
 
 def _scaled(features: Array, params: GateParams) -> Array:

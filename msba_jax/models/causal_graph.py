@@ -205,7 +205,9 @@ def _of_batch(
   queries, keys, read = weights.features(solo)
   if weights.gate is not None:
     prior = prior + directed_gate(read, read, weights.gate)
-  scores, graphs = _levels(weights, queries, keys, prior, context.valid)
+  scores, graphs = _levels(
+    weights.thresholds, weights.mixes, queries, keys, prior, context.valid
+  )
   told = Told(
     scores,
     transitive_influence(graphs),
@@ -249,7 +251,9 @@ def _of_each(
       gate = directed_gate(read, read, weights.gate)
     among = among + gate
   valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
-  scores, graphs = _levels(weights, queries, keys, among, valid)
+  scores, graphs = _levels(
+    weights.thresholds, weights.mixes, queries, keys, among, valid
+  )
 
   def by_key(rows: Array) -> Array:
     """(l, n, 1 + k) of the nodes to (l, n, m) of the context."""
@@ -288,21 +292,30 @@ def _shared_gate(
   return jnp.concatenate([top, rest], axis=1)
 
 
+@jax.checkpoint
 def _levels(
-  weights: Weights, queries: Array, keys: Array, prior: Array, valid: Array
+  thresholds: Array,
+  mixes: Array,
+  queries: Array,
+  keys: Array,
+  prior: Array,
+  valid: Array,
 ) -> tuple[Array, Array]:
-  """C and W of all levels, (l, *b, n, n), of nodes (*b, n)."""
+  """C and W of all levels, (l, *b, n, n), of nodes (*b, n).
+
+  What lies between them is made again in the gradient.
+  """
   pairs = valid[..., :, None] & valid[..., None, :]
   # A node looks at itself only if there is nobody else.
   prior = prior + jnp.broadcast_to(OWN * jnp.eye(prior.shape[-1]), prior.shape)
   scores = [causal_scores(queries, keys, prior, mask=pairs)]
   graphs = []
-  for level, threshold in enumerate(weights.thresholds):
+  for level, threshold in enumerate(thresholds):
     graphs.append(causal_graph(scores[-1], threshold, valid=valid))
-    if level < len(weights.mixes):
+    if level < len(mixes):
       scores.append(
         propagate_causal_graph(
-          scores[-1], graphs[-1], weights.mixes[level], valid=valid
+          scores[-1], graphs[-1], mixes[level], valid=valid
         )
       )
   return jnp.stack(scores), jnp.stack(graphs)

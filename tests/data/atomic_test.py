@@ -1,4 +1,6 @@
 import json
+import os
+import threading
 
 import pytest
 
@@ -35,3 +37,24 @@ def test_a_goal_that_cannot_be_a_file_is_named(tmp_path):
   (tmp_path / 'file').write_bytes(b'')
   with pytest.raises(InputError, match='is no directory'):
     write_atomically(tmp_path / 'file' / 'below', b'')
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+  file, link = tmp_path / 'below' / 'file', tmp_path / 'link'
+  file.parent.mkdir()
+  link.symlink_to(file)
+  for content in (b'old', b'new'):
+    write_atomically(link, content)
+    assert link.is_symlink()
+    assert file.read_bytes() == content
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+  pipe, read = tmp_path / 'pipe', []
+  os.mkfifo(pipe)
+  reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+  reader.start()
+  write_atomically(pipe, b'content')
+  reader.join()
+  assert read == [b'content']
+  assert pipe.is_fifo()
