@@ -21,9 +21,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from tqdm import tqdm
 
 from msba_jax.data.errors import InputError
+from msba_jax.data.progress import progress_bar
 from msba_jax.data.source import Fingerprinted, Record, Source
 
 _LOG = logging.getLogger(__name__)
@@ -136,8 +136,8 @@ def _decode(
       images[i] = image
     return stop - start
 
-  bar = tqdm(
-    total=len(source), desc='decode', unit='image', disable=not progress
+  bar = progress_bar(
+    len(source), desc='decode', unit='image', disable=not progress
   )
   pool = ThreadPoolExecutor(max(1, threads))
   try:

@@ -22,10 +22,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from msba_jax.data.errors import InputError
 from msba_jax.data.images import Interpolation, decode_image
+from msba_jax.data.progress import progress_bar
 from msba_jax.data.source import Record, Splits
 from msba_jax.data.splits import SplitData, SplitNames
 
@@ -203,7 +203,7 @@ class _TfdsSource:
   def _read_labels(self) -> np.ndarray:
     """All labels; the records are read, the images in them not decoded."""
     labels: list[int] = []
-    with tqdm(total=len(self.ids), desc='labels', unit='image') as bar:
+    with progress_bar(len(self.ids), desc='labels', unit='image') as bar:
       for split in self._splits:
         for start in range(0, len(split), _READ_AT_ONCE):
           stop = min(start + _READ_AT_ONCE, len(split))

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from msba_jax.data.errors import InputError
 from msba_jax.data.prefetch import batches
+from msba_jax.data.progress import progress_bar
 from msba_jax.data.source import Record, Source
 from msba_jax.models.context import solo
 from msba_jax.retrieval.devices import copy_to_all, local_mesh, spread
@@ -187,8 +188,8 @@ def embed_batches(
   size = _batch_size(len(source), batch_size, mesh.size)
   variables, context = copy_to_all((embedder.variables, context), mesh)
   waiting: tuple[int, Any, Any] | None = None
-  with tqdm(
-    total=len(source), desc='embed', unit='image', disable=not progress
+  with progress_bar(
+    len(source), desc='embed', unit='image', disable=not progress
   ) as bar:
     for start, images in _read(source, size):
       padded = jax.tree.map(functools.partial(_pad, size=size), images)

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Float16, Float32, Int
 from tqdm import tqdm
 
+from msba_jax.data.progress import progress_bar
 from msba_jax.retrieval.devices import copy_to_all, local_mesh, spread
 from msba_jax.retrieval.embed import Embedder
 from msba_jax.retrieval.search import Neighbours, search
@@ -88,8 +89,8 @@ def refine_by_neighbours(
   size = -(-size // mesh.size) * mesh.size
   variables, valid = copy_to_all((embedder.variables, valid), mesh)
   refined = np.empty(vectors.shape, np.float32)
-  with tqdm(
-    total=len(vectors), desc='refine', unit='image', disable=not progress
+  with progress_bar(
+    len(vectors), desc='refine', unit='image', disable=not progress
   ) as bar:
     waiting = None
     for start in range(0, len(vectors), size):

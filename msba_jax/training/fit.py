@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from msba_jax.data.plan import class_index, plan_batch
 from msba_jax.data.prefetch import batches
+from msba_jax.data.progress import progress_bar
 from msba_jax.data.source import Source
 from msba_jax.training.checkpoint import Checkpoints
 from msba_jax.training.errors import NonFiniteLossError, TrainingStopped
@@ -82,8 +83,8 @@ def fit(loop: Loop, state: TrainState, *, until: int | None) -> TrainState:
   """
   experiment = loop.experiment
   start, steps = int(state.step), experiment.steps
-  bar = tqdm(
-    total=steps,
+  bar = progress_bar(
+    steps,
     initial=start,
     desc=f'train {experiment.name}',
     unit='step',

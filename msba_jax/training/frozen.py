@@ -25,7 +25,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from msba_jax.data.directory import (
   MANIFEST,
@@ -36,6 +35,7 @@ from msba_jax.data.directory import (
 )
 from msba_jax.data.errors import InputError
 from msba_jax.data.prefetch import batches
+from msba_jax.data.progress import progress_bar
 from msba_jax.data.source import Evaluation, Fingerprinted, Source, Splits
 from msba_jax.data.transforms import normalize_image
 from msba_jax.models.backbones.precomputed import Precomputed
@@ -222,8 +222,8 @@ def _write(
     first = step * _BATCH
     return np.minimum(np.arange(first, first + _BATCH), len(source) - 1)
 
-  with tqdm(
-    total=views * len(source), desc='features', unit='image',
+  with progress_bar(
+    views * len(source), desc='features', unit='image',
     disable=not progress,
   ) as bar:  # fmt: skip
     for view in range(views):

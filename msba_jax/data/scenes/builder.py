@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from tqdm import tqdm
 
 from msba_jax.data.errors import InputError
+from msba_jax.data.progress import progress_bar
 from msba_jax.data.scenes.config import PRESETS, SceneConfig, Split
 from msba_jax.data.scenes.objects import Edge, SceneObject
 from msba_jax.data.scenes.scene import Scene, draw_scene
@@ -146,11 +146,11 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     self, split: Split, size: int
   ) -> Iterator[tuple[int, dict[str, Any]]]:
     config = self._config
-    for index in tqdm(range(size), desc=f'scenes, {split}', unit='scene'):
-      yield (
-        index,
-        _encode(draw_scene(config.seed, index, config.scenes, split=split)),
-      )
+    with progress_bar(size, desc=f'scenes, {split}', unit='scene') as bar:
+      for index in range(size):
+        scene = draw_scene(config.seed, index, config.scenes, split=split)
+        yield index, _encode(scene)
+        bar.update()
 
   @property
   def _config(self) -> ScenesBuilderConfig:
