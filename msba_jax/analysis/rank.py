@@ -34,7 +34,7 @@ from msba_jax.metrics import ACFit, fit_ac
 from msba_jax.training.compare import Comparison, compare
 from msba_jax.training.configuration import configuration_hash
 from msba_jax.training.experiment import Experiment
-from msba_jax.training.load import load_experiment
+from msba_jax.training.load import load_experiment, load_experiments
 from msba_jax.training.loop import train
 
 __all__ = ['rank_backbones']
@@ -61,7 +61,9 @@ def rank_backbones(
       cannot be ranked on.
     NonFiniteLossError: a training failed.
   """
-  experiments = _load(request)
+  experiments = load_experiments(
+    request.candidates, request.overrides, seed=request.seed
+  )
   scores = _scores(request, experiments, progress=progress, say=say)
   alignment = np.array([score.alignment for score in scores])
   correspondence = np.array([score.correspondence for score in scores])
@@ -114,18 +116,6 @@ def rank_backbones(
     by_alignment=tuple(experiments[i].name for i in np.argsort(-alignment)),
     confidence=request.confidence,
   )
-
-
-def _load(request: Request) -> list[Experiment]:
-  overrides = [*request.overrides, '--seed', str(request.seed)]
-  loaded = [load_experiment(file, overrides) for file in request.candidates]
-  names = [experiment.name for experiment in loaded]
-  for name in names:
-    if names.count(name) > 1:
-      raise InputError(
-        f'two candidates are named {name!r}: give each a name of its own'
-      )
-  return loaded
 
 
 def _scores(

@@ -18,7 +18,7 @@ from msba_jax.data.corrupted import Corruption
 from msba_jax.data.errors import InputError
 from msba_jax.training.configuration import configuration_hash
 from msba_jax.training.experiment import Experiment
-from msba_jax.training.load import load_experiment
+from msba_jax.training.load import load_experiments
 from msba_jax.training.loop import train
 from msba_jax.training.results import (
   Outcome,
@@ -84,7 +84,9 @@ def compare(
   found: dict[tuple[int, int], Outcome] = {}
   total = len(comparison.experiments) * len(comparison.seeds)
   for seed in comparison.seeds:
-    for place, experiment in enumerate(_load(comparison, seed)):
+    for place, experiment in enumerate(
+      load_experiments(comparison.experiments, comparison.overrides, seed=seed)
+    ):
       path = outcome_path(
         comparison.results,
         experiment=experiment.name,
@@ -117,21 +119,6 @@ def _check(comparison: Comparison) -> None:
       f'--seeds {" ".join(map(str, comparison.seeds))} must be one or more '
       'different numbers'
     )
-
-
-def _load(comparison: Comparison, seed: int) -> list[Experiment]:
-  """All experiments with a seed; their names tell them apart."""
-  overrides = [*comparison.overrides, '--seed', str(seed)]
-  loaded = [load_experiment(e, overrides) for e in comparison.experiments]
-  for place, one in enumerate(loaded):
-    for other in range(place):
-      if loaded[other].name == one.name:
-        raise InputError(
-          f'{comparison.experiments[other]} and '
-          f'{comparison.experiments[place]} are both named {one.name!r}: give '
-          'each experiment a name of its own'
-        )
-  return loaded
 
 
 def _run(

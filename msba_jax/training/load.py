@@ -12,6 +12,7 @@ Attributes:
   split_source: the file and the variant of `FILE:VARIANT`.
   elsewhere: names the same variant of a copy of the file.
   load_experiment: imports a file and applies overrides.
+  load_experiments: several, which their names tell apart.
 """
 
 import contextlib
@@ -68,6 +69,36 @@ def load_experiment(
   made = _override(made, source=str(source), overrides=overrides)
   origin = Origin(source=str(source), overrides=tuple(overrides))
   return dataclasses.replace(made, origin=origin)
+
+
+def load_experiments(
+  sources: Sequence[str], overrides: Sequence[str] = (), *, seed: int
+) -> list[Experiment]:
+  """Imports experiments that stand beside each other, all with one seed.
+
+  Args:
+    sources: as `load_experiment` takes them.
+    overrides: of every experiment.
+    seed: of every experiment.
+
+  Returns:
+    The experiments, in order.
+
+  Raises:
+    InputError: as `load_experiment`; or two have the same name.
+  """
+  overrides = [*overrides, '--seed', str(seed)]
+  first: dict[str, str] = {}
+  loaded = [load_experiment(source, overrides) for source in sources]
+  for source, experiment in zip(sources, loaded, strict=True):
+    name = experiment.name
+    if name in first:
+      raise InputError(
+        f'{first[name]} and {source} are both named {name!r}: give each '
+        'experiment a name of its own'
+      )
+    first[name] = source
+  return loaded
 
 
 def split_source(source: str) -> tuple[str, str]:

@@ -156,7 +156,7 @@ def test_requests_that_cannot_be(changes, message, tmp_path):
 
 
 def test_two_candidates_of_one_name(tmp_path):
-  with pytest.raises(InputError, match="two candidates are named 'wide'"):
+  with pytest.raises(InputError, match="are both named 'wide'"):
     rank_backbones(
       request(tmp_path, candidates=(CANDIDATES[1], CANDIDATES[1])),
       progress=False,
