@@ -1,11 +1,12 @@
 """Backbones of several kinds under one head: does AC say which is best?
 
-Variants are DATA-BACKBONE, where the data are `scenes`, `photographs` or
-`transfer`, and a backbone is one of `BACKBONES`: widths, depths, stems, layers,
-and transformers with plain keys and manifold keys. All see 48×48 pixels and
-have the same head, loss and plan; they do not have as many parameters.
-`transfer` takes the backbones that `msba train` has left of `scenes`, frozen,
-to scenes of other classes. Measured results: docs/systems/ac.md.
+Variants are DATA-BACKBONE, where the data are one of `DATA` and a backbone is
+one of `BACKBONES`: widths, depths, stems, layers, and transformers with plain
+keys and manifold keys. All see 48×48 pixels and have the same head, loss and
+plan; they do not have as many parameters. `transfer` takes the backbones that
+`msba train` has left of `scenes`, frozen, to scenes of other classes, and
+`photo_transfer` those of `photographs` to a new head for the same classes.
+Measured results: docs/systems/ac.md.
 
   msba rank-backbones photos.zip --trainings 4 \
     --candidates experiments/backbones.py:photographs-{conv,wide,vit,swin}
@@ -27,7 +28,7 @@ from msba_jax.training.demo_experiment import experiment as demo
 from msba_jax.training.experiment import Experiment
 from msba_jax.training.photographs import CLASSES, photographs
 
-DATA = ('scenes', 'photographs', 'transfer')
+DATA = ('scenes', 'photographs', 'transfer', 'photo_transfer')
 CONV = ConvSpec((48, 96, 192), (1, 1, 1), stem_stride=4, levels=2)
 VIT = ViTSpec(96, 4, 3, patch=8, image=48, class_token=False)
 SWIN = SwinSpec(64, (2, 2), (2, 4), window=3, patch=8, levels=2)
@@ -62,7 +63,7 @@ def experiment(variant: str) -> Experiment:
   if data not in DATA or name not in BACKBONES:
     raise LookupError(f'{", ".join(DATA)}; {", ".join(BACKBONES)}')
   scenes = demo()
-  classes = CLASSES if data == 'photographs' else scenes.data.train_classes
+  classes = CLASSES if data.startswith('photo') else scenes.data.train_classes
   model = BackboneOnly(BACKBONES[name], hidden=256, num_classes=classes)
   losses = solo_losses(functools.partial(normalized_softmax, smoothing=0.1))
   if data == 'scenes':
@@ -86,6 +87,12 @@ def experiment(variant: str) -> Experiment:
       optimizer=dataclasses.replace(base.optimizer, warmup_steps=60),
       ema_decay=0.99,
     )
+    if data == 'photo_transfer':
+      base = dataclasses.replace(
+        base,
+        frozen_backbone=f'runs/backbones_photographs-{name}/seed0',
+        frozen_views=1,
+      )
   return dataclasses.replace(
     base,
     name=f'backbones_{variant}',
