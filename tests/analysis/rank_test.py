@@ -18,6 +18,7 @@ from msba_jax.analysis.ranking_picture import ranking_picture
 from msba_jax.cli.rank_backbones import ranking_table
 from msba_jax.data.directory import MANIFEST
 from msba_jax.data.errors import InputError
+from msba_jax.training.load import load_experiment
 
 FILE = Path(__file__).parent / 'candidates.py'
 CANDIDATES = tuple(f'{FILE}:{name}' for name in ('narrow', 'wide', 'last'))
@@ -101,7 +102,7 @@ def test_a_warm_up_changes_the_scores_and_not_the_trainings(ranked, tmp_path):
 
 
 def test_scores_belong_to_the_weights_that_a_directory_holds(tmp_path):
-  (experiment,) = rank._load(request(tmp_path))[:1]
+  experiment = load_experiment(CANDIDATES[0])
   frozen = dataclasses.replace(experiment, frozen_backbone=str(tmp_path))
   keys = set()
   for held in (None, '{"one": 1}', '{"two": 2}'):
