@@ -28,7 +28,9 @@ from msba_jax.training.demo_experiment import experiment as demo
 from msba_jax.training.experiment import Experiment
 from msba_jax.training.photographs import CLASSES, photographs
 
-DATA = ('scenes', 'photographs', 'transfer', 'photo_transfer')
+# On which data the frozen backbones of a transfer were trained.
+TRANSFERS = {'transfer': 'scenes', 'photo_transfer': 'photographs'}
+DATA = ('scenes', 'photographs', *TRANSFERS)
 CONV = ConvSpec((48, 96, 192), (1, 1, 1), stem_stride=4, levels=2)
 VIT = ViTSpec(96, 4, 3, patch=8, image=48, class_token=False)
 SWIN = SwinSpec(64, (2, 2), (2, 4), window=3, patch=8, levels=2)
@@ -62,20 +64,18 @@ def experiment(variant: str) -> Experiment:
   data, _, name = variant.partition('-')
   if data not in DATA or name not in BACKBONES:
     raise LookupError(f'{", ".join(DATA)}; {", ".join(BACKBONES)}')
+  source = TRANSFERS.get(data, data)
   scenes = demo()
-  classes = CLASSES if data.startswith('photo') else scenes.data.train_classes
+  classes = CLASSES if source == 'photographs' else scenes.data.train_classes
   model = BackboneOnly(BACKBONES[name], hidden=256, num_classes=classes)
   losses = solo_losses(functools.partial(normalized_softmax, smoothing=0.1))
-  if data == 'scenes':
-    base = dataclasses.replace(scenes, model=model, losses=losses)
-  elif data == 'transfer':
+  if source == 'scenes':
+    other_classes = dataclasses.replace(scenes.data, seed=1)
     base = dataclasses.replace(
       scenes,
       model=model,
       losses=losses,
-      data=dataclasses.replace(scenes.data, seed=1),
-      frozen_backbone=f'runs/backbones_scenes-{name}/seed0',
-      frozen_views=1,
+      data=other_classes if data == 'transfer' else scenes.data,
     )
   else:
     base = photographs('', model, losses)
@@ -87,12 +87,12 @@ def experiment(variant: str) -> Experiment:
       optimizer=dataclasses.replace(base.optimizer, warmup_steps=60),
       ema_decay=0.99,
     )
-    if data == 'photo_transfer':
-      base = dataclasses.replace(
-        base,
-        frozen_backbone=f'runs/backbones_photographs-{name}/seed0',
-        frozen_views=1,
-      )
+  if data in TRANSFERS:
+    base = dataclasses.replace(
+      base,
+      frozen_backbone=f'runs/backbones_{source}-{name}/seed0',
+      frozen_views=1,
+    )
   return dataclasses.replace(
     base,
     name=f'backbones_{variant}',

@@ -28,13 +28,13 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
   Raises:
     InputError: a file cannot stand there.
   """
-  if os.path.exists(path) and not os.path.isfile(path):
-    if os.path.isdir(path):
-      raise InputError(f'{path} is a directory: name a file to write')
-    with open(path, 'wb') as stream:
-      stream.write(content)
+  goal = Path(path)
+  if goal.is_dir():
+    raise InputError(f'{goal} is a directory: name a file to write')
+  if goal.exists() and not goal.is_file():
+    goal.write_bytes(content)
     return
-  goal = Path(path).resolve()
+  goal = goal.resolve()
   try:
     goal.parent.mkdir(parents=True, exist_ok=True)
   except (FileExistsError, NotADirectoryError):

@@ -28,13 +28,11 @@ def progress_bar(
   Returns:
     A context manager with `update(count)`, `set_postfix` and `close()`.
   """
-  seconds = 0.1 if sys.stderr.isatty() else _LOG_SECONDS
   return tqdm(
     total=total,
     desc=desc,
     unit=unit,
     initial=initial,
     disable=disable,
-    mininterval=seconds,
-    maxinterval=max(seconds, _LOG_SECONDS),
+    mininterval=0.1 if sys.stderr.isatty() else _LOG_SECONDS,
   )
