@@ -29,11 +29,11 @@ def machine() -> str:
 
 
 def with_gradient(function: Callable) -> Callable:
-  """Messages and gradients for the cotangent of the queries."""
+  """The result, and gradients for the first argument as its cotangent."""
 
-  def both(queries, keys, values):
-    messages, pull = jax.vjp(function, queries, keys, values)
-    return messages, pull(queries)
+  def both(first, *others):
+    result, pull = jax.vjp(function, first, *others)
+    return result, pull(first)
 
   return both
 

@@ -44,6 +44,7 @@ from msba_jax.layers.choice import (
   switch_by_image,
 )
 from msba_jax.layers.deformable import deformable_attention
+from msba_jax.layers.depthwise import depthwise_convolution
 from msba_jax.layers.distributed import gathered, ring
 from msba_jax.layers.heads import (
   head_alignment,
@@ -137,6 +138,7 @@ __all__ = [
   'counterfactual_attention',
   'counterfactual_weights',
   'deformable_attention',
+  'depthwise_convolution',
   'directed_gate',
   'exact_topk',
   'gathered',
