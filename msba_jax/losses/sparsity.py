@@ -9,6 +9,7 @@ Attributes:
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -115,53 +116,75 @@ def kept_mass_loss(
 def nexus_losses(
   loss: Callable[..., Array],
   *,
-  ratio: float = 1.0,
-  target: float = 0.25,
-  mass: float = 0.5,
+  ratio: float = 8.0,
+  target: float = 0.2,
+  mass: float = 0.25,
+  width: float = 4.0,
+  width_target: float = 0.75,
+  narrowing: float = 1.0,
   **of_msba: Any,
 ) -> tuple[LossTerm, ...]:
-  r"""Objective of NEXUS: that of MSBA, how much is kept, and how well.
+  r"""Objective of NEXUS: that of MSBA, how much is looked at, and how well.
 
   L = L_MSBA + λ_r 2 (mean M − ρ*)² + λ_m mean KL(sparse‖dense)
+    + λ_w 2 (mean w − w*)² + λ_n mean Σ_w p_w ‖m_w − m_W‖² / ‖m_W‖²
 
-  The terms beside those of MSBA are called 'ratio' and 'mass'; one of weight
-  zero is left out. They read `kept` and `divergence` of `out['aux']['msw']`,
-  one number for each level and image (l, n) or one for all, and
-  `batch['valid']`; means are over the levels and the valid images.
+  Each pair spends a budget where it helps most: the images share it, and one
+  that loses much by looking at little gets more of it. Levels have budgets of
+  their own, and the terms are means over them. A target is best between two
+  candidates: on one of them all images can meet it alike, and do.
+
+  The terms beside those of MSBA are called 'ratio', 'mass', 'width' and
+  'narrowing'; one of weight zero is left out, as the latter two have to be
+  where no width is chosen. They read `kept`, `divergence`, `breadth` and
+  `narrowing` of `out['aux']['msw']`, one number for each level and image (l, n)
+  or one for all, and `batch['valid']`; means M and w are over the valid images.
 
   Args:
     loss: as in `msba_losses`.
     ratio: λ_r.
     target: ρ*, the share that is to be kept.
     mass: λ_m.
+    width: λ_w.
+    width_target: w*, the width that stripes are to have, over the widest.
+    narrowing: λ_n.
     **of_msba: further arguments of `msba_losses`.
 
   Returns:
     Terms for `total_loss`.
 
   Raises:
-    ValueError: a weight is negative, or the target is not a share; or, when the
+    ValueError: a weight is negative, or a target is not a share; or, when the
       terms are evaluated, the model does not give what a term reads.
 
   Example:
     >>> from msba_jax.losses import proxy_anchor
     >>> [(t.name, t.weight) for t in nexus_losses(proxy_anchor)][3:]
-    [('ratio', 1.0), ('mass', 0.5)]
+    [('ratio', 8.0), ('mass', 0.25), ('width', 4.0), ('narrowing', 1.0)]
   """
-  check_weight(ratio=ratio, mass=mass)
-  if not 0 < target <= 1:
-    raise ValueError(f'{target=} must be above 0 and at most 1')
+  check_weight(ratio=ratio, mass=mass, width=width, narrowing=narrowing)
+  for name, share in (('target', target), ('width_target', width_target)):
+    if not 0 < share <= 1:
+      raise ValueError(f'{name}={share} must be above 0 and at most 1')
 
-  def ratio_term(out: dict[str, Any], batch: dict[str, Any]) -> Array:
-    kept, valid = _told('kept', out, batch)
-    return ratio_loss(kept, target, valid=valid)
+  def budget(name: str, share: float) -> Callable[..., Array]:
+    def term(out: dict[str, Any], batch: dict[str, Any]) -> Array:
+      spent, valid = _told(name, out, batch)
+      if spent.ndim < 2:
+        return ratio_loss(spent, share, valid=valid)
+      of_level = jax.vmap(lambda x, v: ratio_loss(x, share, valid=v))
+      return jnp.mean(of_level(spent, valid))
 
-  def mass_term(out: dict[str, Any], batch: dict[str, Any]) -> Array:
-    return masked_mean(*_told('divergence', out, batch))
+    return term
+
+  def mean_of(name: str) -> Callable[..., Array]:
+    return lambda out, batch: masked_mean(*_told(name, out, batch))
 
   terms = (
-    LossTerm('ratio', ratio, ratio_term),
-    LossTerm('mass', mass, mass_term),
+    LossTerm('ratio', ratio, budget('kept', target)),
+    LossTerm('mass', mass, mean_of('divergence')),
+    LossTerm('width', width, budget('breadth', width_target)),
+    LossTerm('narrowing', narrowing, mean_of('narrowing')),
   )
   return (
     *msba_losses(loss, **of_msba),

@@ -23,7 +23,6 @@ from msba_jax.layers.attention import attend
 from msba_jax.models.stochastic_depth import drop_branch
 
 __all__ = [
-  'ChoiceLogits',
   'FeedForward',
   'KeyProjection',
   'TokenAttention',
@@ -108,29 +107,6 @@ class FeedForward(nn.Module):
       name='outer',
     )
     return outer(hidden)
-
-
-class ChoiceLogits(nn.Module):
-  """Scores of candidates, of which inputs choose one.
-
-  A choice has to turn within a few hundred steps, in which Adam moves a weight
-  by a fraction of one: outputs count tenfold.
-
-  Attributes:
-    hidden: width between.
-    candidates: how many.
-  """
-
-  hidden: int
-  candidates: int
-
-  @nn.compact
-  def __call__(self, inputs: Array) -> Array:
-    """(…, d) to (…, candidates)."""
-    network = FeedForward(
-      self.hidden, self.candidates, outer_init=small_init, name='network'
-    )
-    return 10 * network(inputs)
 
 
 def queries_keys_values(

@@ -12,9 +12,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from msba_jax.layers.attention import attend
 from msba_jax.layers.pooling import generalized_mean_windows
 from msba_jax.layers.windows import partition_windows
 from msba_jax.models.blocks import (
+  Attend,
   FeedForward,
   KeyProjection,
   TokenAttention,
@@ -128,10 +130,12 @@ class GridAttention(nn.Module):
 
   Attributes:
     num_heads: number of heads.
+    attend: the attention function.
     keys: makes the module of the keys; None is a plain projection.
   """
 
   num_heads: int = 8
+  attend: Attend = attend
   keys: KeyProjection | None = None
 
   @nn.compact
@@ -141,7 +145,11 @@ class GridAttention(nn.Module):
     """Messages for every token; nothing to tell."""
     n, height, width, features = grid.shape
     messages = TokenAttention(
-      self.num_heads, keys=self.keys, grid=(height, width), name='attention'
+      self.num_heads,
+      self.attend,
+      keys=self.keys,
+      grid=(height, width),
+      name='attention',
     )(grid.reshape(n, height * width, features))
     return messages.reshape(grid.shape), {}
 

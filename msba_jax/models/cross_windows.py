@@ -13,15 +13,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from msba_jax.layers.choice import neighbouring_mixture, switch_by_image
+from msba_jax.layers.depthwise import depthwise_convolution
 from msba_jax.layers.window_attention import attend_windows
 from msba_jax.layers.windows import stripe_windows
 from msba_jax.models.blocks import (
   Attend,
-  ChoiceLogits,
   KeyProjection,
   queries_keys_values,
   split_heads,
 )
+from msba_jax.models.size_logits import SizeLogits
 
 __all__ = ['CrossWindowAttention']
 
@@ -70,7 +71,10 @@ class CrossWindowAttention(nn.Module):
     Returns:
       The messages, and `widths` (n, k), how likely each candidate is; `stripe`
       (n,), the likeliest, in tokens; `grid` (2,), rows and columns; `heads`
-      (4,), of each direction.
+      (4,), of each direction. Where a width is chosen, also `breadth` (n,), how
+      wide it is expected to be, over the widest; and with a key 'dropout'
+      `narrowing` (n,), what is expected to be lost to the widest:
+      Σ_w p_w ‖m_w − m_W‖² / ‖m_W‖², with a gradient by p alone.
 
     Raises:
       ValueError: no head or no width, or the heads do not divide the features.
@@ -87,22 +91,22 @@ class CrossWindowAttention(nn.Module):
     projected = queries_keys_values(
       tokens, features, self.keys, grid=(height, width)
     )
-    local = nn.Conv(
-      features, (3, 3), feature_group_count=features, name='local'
-    )(projected[2].reshape(grid.shape))
+    local = Nearby(name='local')(projected[2].reshape(grid.shape))
     heads = tuple(split_heads(x, sum(self.heads)) for x in projected)
     branches = [
       functools.partial(self._in_stripes, shape=(height, width), stripe=w)
       for w in self.widths
     ]
     if len(branches) == 1:
-      messages, likely = branches[0](heads), jnp.ones((n, 1))
+      messages, told = branches[0](heads), {'widths': jnp.ones((n, 1))}
     else:
-      messages, likely = self._chosen(tokens, branches, heads)
+      messages, told = self._chosen(tokens, branches, heads)
+      widths = jnp.minimum(jnp.asarray(self.widths), max(height, width))
+      told['breadth'] = told['widths'] @ (widths / widths[-1])
     messages = messages.reshape(grid.shape) + local
-    stripe = jnp.asarray(self.widths)[jnp.argmax(likely, axis=-1)]
+    stripe = jnp.asarray(self.widths)[jnp.argmax(told['widths'], axis=-1)]
     return nn.Dense(features, name='out')(messages), {
-      'widths': likely,
+      **told,
       'stripe': stripe,
       'grid': jnp.asarray((height, width)),
       'heads': jnp.asarray(self.heads),
@@ -113,25 +117,29 @@ class CrossWindowAttention(nn.Module):
     tokens: Array,
     branches: Sequence[Callable[[tuple[Array, ...]], Array]],
     heads: tuple[Array, ...],
-  ) -> tuple[Array, Array]:
+  ) -> tuple[Array, dict[str, Array]]:
     """Messages of the width of each image, or of two; how likely each is."""
-    told = jnp.concatenate(
+    # The network reads the tokens, and its budget does not shape them.
+    tokens = jax.lax.stop_gradient(tokens)
+    read = jnp.concatenate(
       [jnp.mean(tokens, axis=1), jnp.std(tokens, axis=1)], axis=-1
     )
-    logits = ChoiceLogits(tokens.shape[-1] // 2, len(branches), name='width')(
-      told
-    )
+    logits = SizeLogits(
+      tokens.shape[-1] // 2, tuple(map(float, self.widths)), name='width'
+    )(read)
     likely = jax.nn.softmax(logits, axis=-1)
     if not self.has_rng('dropout'):
       choice = jnp.argmax(logits, axis=-1)
-      return switch_by_image(choice, branches, heads), likely
+      return switch_by_image(choice, branches, heads), {'widths': likely}
     shares = neighbouring_mixture(
       logits, key=self.make_rng('dropout'), temperature=self.temperature
     )
     messages = jnp.stack([branch(heads) for branch in branches])
-    return jnp.einsum(
+    mixed = jnp.einsum(
       'nk,kn...->n...', shares.astype(messages.dtype), messages
-    ), likely
+    )
+    lost = jnp.einsum('nk,kn->n', likely, _distances(messages))
+    return mixed, {'widths': likely, 'narrowing': lost}
 
   def _in_stripes(
     self, heads: tuple[Array, ...], *, shape: tuple[int, int], stripe: int
@@ -148,3 +156,26 @@ class CrossWindowAttention(nn.Module):
       )
       start += count
     return jnp.concatenate(parts, axis=2)
+
+
+class Nearby(nn.Module):
+  """A depthwise 3 × 3 convolution, with a bias."""
+
+  @nn.compact
+  def __call__(self, grid: Array) -> Array:
+    """(n, y, x, d) to the same shape."""
+    features = grid.shape[-1]
+    kernel = self.param(
+      'kernel', nn.initializers.lecun_normal(), (3, 3, 1, features)
+    )
+    bias = self.param('bias', nn.initializers.zeros, (features,))
+    convolved = depthwise_convolution(grid, jnp.asarray(kernel))
+    return convolved + bias.astype(convolved.dtype).reshape(1, 1, 1, -1)
+
+
+def _distances(messages: Array) -> Array:
+  """‖m_w − m_W‖² / ‖m_W‖² (k, n) to the last candidate, without gradient."""
+  messages = jax.lax.stop_gradient(messages).astype(jnp.float32)
+  axes = tuple(range(2, messages.ndim))
+  apart = jnp.sum((messages - messages[-1:]) ** 2, axis=axes)
+  return apart / (jnp.sum(messages[-1:] ** 2, axis=axes) + 1e-12)

@@ -10,6 +10,7 @@
 
 Attributes:
   nexus: the system with its defaults.
+  published_mixers: attention of other works, for comparison.
 """
 
 import functools
@@ -19,7 +20,11 @@ import flax.linen as nn
 
 from msba_jax.models.blocks import KeyProjection
 from msba_jax.models.caf import ContentAdaptiveFusion
-from msba_jax.models.cross_window_regions import CrossWindowRegions, Mixer
+from msba_jax.models.cross_window_regions import (
+  CrossWindowRegions,
+  GridAttention,
+  Mixer,
+)
 from msba_jax.models.cross_windows import CrossWindowAttention
 from msba_jax.models.graph import ContentGraph
 from msba_jax.models.hierarchical import HierarchicalFusion
@@ -27,7 +32,7 @@ from msba_jax.models.msba import MSBA
 from msba_jax.models.sparse_attention import SparseAttention
 from msba_jax.models.sparse_context import SparseContext
 
-__all__ = ['nexus']
+__all__ = ['nexus', 'published_mixers']
 
 
 def nexus(
@@ -65,7 +70,7 @@ def nexus(
     own: regions of the own image that a region sees in a context.
     foreign: regions of other images that it sees.
     mixers: attention of the grids in place of stripes and sparse attention,
-      for comparison.
+      such as one of `published_mixers`.
 
   Returns:
     The model, for `losses.nexus_losses`.
@@ -95,3 +100,24 @@ def nexus(
     graph=ContentGraph(),
     num_classes=num_classes,
   )
+
+
+def published_mixers(region: int) -> dict[str, tuple[Mixer, ...]]:
+  """What the mixers of NEXUS are held against, with two heads each.
+
+  Args:
+    region: side of the regions of routing, in tokens.
+
+  Returns:
+    `mixers` of `nexus`: 'dense', every token of a grid looks at every other;
+    'stripes', rows and columns in stripes of two tokens, as CSWin has them;
+    'routing', a quarter of the regions, as BiFormer has them.
+
+  Source: CSWin Transformer (2021), arXiv 2107.00652; BiFormer (2023), arXiv
+  2303.08810.
+  """
+  return {
+    'dense': (functools.partial(GridAttention, 2),),
+    'stripes': (functools.partial(CrossWindowAttention, (1, 1, 0, 0), (2,)),),
+    'routing': (functools.partial(SparseAttention, 2, region, (1 / 4,)),),
+  }

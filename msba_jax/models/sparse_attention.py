@@ -24,11 +24,11 @@ from msba_jax.layers.sparsity import (
 )
 from msba_jax.losses.sparsity import kept_mass_loss
 from msba_jax.models.blocks import (
-  ChoiceLogits,
   KeyProjection,
   queries_keys_values,
   split_heads,
 )
+from msba_jax.models.size_logits import SizeLogits
 
 __all__ = ['SparseAttention', 'region_side']
 
@@ -53,10 +53,13 @@ class SparseAttention(nn.Module):
   the kept regions, and only those are gathered.
 
   Where there is a key 'dropout', as in training, ρ_i is drawn by a Gumbel
-  softmax with a straight-through gradient. The choice itself has no gradient,
-  so that one is lent to it: attention among means of regions under the mask,
+  softmax with a straight-through gradient. What the choice is worth is measured
+  at one token of every region, drawn anew in training: P_ij is the share of its
+  dense attention that falls on region j, the mean over heads. The choice itself
+  has no gradient, so that one is lent to it: attention among means of regions
+  under the mask,
 
-      m̃_i = Σ_j P_ij M_ij v̄_j / Σ_j P_ij M_ij,   P = softmax(S),
+      m̃_i = Σ_j P_ij M_ij v̄_j / Σ_j P_ij M_ij,
 
   of which the value is not added and the gradient by M is.
 
@@ -93,8 +96,8 @@ class SparseAttention(nn.Module):
 
     Returns:
       The messages, and `kept` (n,), the share of pairs of regions that is
-      kept; `divergence` (n,), −log of the attention among regions that the
-      kept ones have, the mean over rows; `blocks` (n, i, i), the kept regions
+      kept; `divergence` (n,), −log of the dense attention that falls on them,
+      Σ_j P_ij M_ij, the mean over rows; `blocks` (n, i, i), the kept regions
       of each region by importance, −1 behind them; `cut` (2,), regions along
       each side.
 
@@ -123,29 +126,36 @@ class SparseAttention(nn.Module):
       'nid,njd->nij', *means[:2], preferred_element_type=jnp.float32
     ) / math.sqrt(features)
     count = scores.shape[-1]
-    ratio = self._ratio(scores)
+    ratio = self._ratio(jax.lax.stop_gradient(scores))
     own = jnp.arange(count)
     indices = topk_indices(
       jax.lax.stop_gradient(scores),
       keep_counts(jax.lax.stop_gradient(ratio), count),
       own=own,
     )
-    kept = straight_through(
-      block_mask(indices, count).astype(jnp.float32),
-      soft_keep(scores, ratio * count, self.temperature, own=own),
-    )
+    hard = block_mask(indices, count).astype(jnp.float32)
+
+    def kept(scores: Array) -> Array:
+      soft = soft_keep(scores, ratio * count, self.temperature, own=own)
+      return straight_through(hard, soft)
+
     queries, keys, values = (split_heads(x, self.num_heads) for x in projected)
+    seen = jax.lax.stop_gradient(self._seen(queries, keys, count))
     if self.dense:
       messages = attend(queries, keys, values)
     else:
       messages = attend_blocks(
         queries, keys, values, indices[:, None], block=side * side
       )
-      messages = messages + _lent(kept, scores, means[2], messages)
+      messages = messages + _lent(kept(scores), seen, means[2], messages)
     messages = _to_grid(messages.reshape(n, -1, features), grid, side)
-    divergence = kept_mass_loss(jax.nn.softmax(scores, axis=-1), kept)
+    divergence = kept_mass_loss(seen, kept(jax.lax.stop_gradient(scores)))
     return nn.Dense(features, name='out')(messages), {
-      'kept': jnp.mean(kept, axis=(1, 2)),
+      # Budget and divergence are a matter of ρ alone. Were scores and attention
+      # to learn from them, all would look at one and the same region.
+      'kept': straight_through(
+        jnp.mean(hard, axis=(1, 2)), jnp.mean(ratio, axis=1)
+      ),
       'divergence': jnp.mean(divergence, axis=1),
       'blocks': indices,
       'cut': jnp.asarray((height // side, width // side)),
@@ -156,12 +166,17 @@ class SparseAttention(nn.Module):
     candidates = jnp.asarray(self.ratios, jnp.float32)
     if len(self.ratios) == 1:
       return jnp.broadcast_to(candidates, scores.shape[:-1])
-    # Rows are all nearly flat at first: logarithms tell them apart, and the
-    # constants bring them to about zero.
-    entropy, peak, deviation = jnp.split(row_statistics(scores), 3, axis=-1)
-    flatness, spread = jnp.log(1 - entropy + 1e-4), jnp.log(deviation + 1e-3)
-    told = jnp.concatenate([flatness + 4, peak, spread + 1], axis=-1)
-    logits = ChoiceLogits(16, len(self.ratios), name='ratio')(told)
+    # Rows are all nearly flat at first and peaked later: logarithms tell them
+    # apart at both ends, and the constants bring them to about zero.
+    rows = scores - jnp.mean(scores, axis=-1, keepdims=True)
+    entropy, peak, deviation = jnp.split(row_statistics(rows), 3, axis=-1)
+    flatness = jnp.log(entropy + 1e-4) - jnp.log(1 - entropy + 1e-4)
+    height, spread = jnp.log(peak + 1e-3), jnp.log(deviation + 1e-3)
+    told = jnp.concatenate([flatness / 2 - 1, height, spread], axis=-1)
+    # Begins with the share that is as good as all of a row: exp(entropy) of
+    # its regions.
+    prior = (entropy.squeeze(-1) - 1) * math.log2(scores.shape[-1])
+    logits = SizeLogits(16, self.ratios, name='ratio')(told, prior)
     if self.has_rng('dropout'):
       noise = jax.random.gumbel(self.make_rng('dropout'), logits.shape)
       logits = (logits + noise) / self.temperature
@@ -171,13 +186,35 @@ class SparseAttention(nn.Module):
     )
     return jnp.einsum('nik,k->ni', chosen, candidates)
 
+  def _seen(self, queries: Array, keys: Array, count: int) -> Array:
+    """P (n, i, j): of what a token of region i sees, the share in region j."""
+    n, t, h, f = queries.shape
+    place = jnp.full((n, count), t // count // 2)
+    if self.has_rng('dropout'):
+      place = jax.random.randint(
+        self.make_rng('dropout'), place.shape, 0, t // count
+      )
+    asking = jnp.take_along_axis(
+      queries.reshape(n, count, t // count, h, f),
+      place[:, :, None, None, None],
+      axis=2,
+    )
+    logits = jnp.einsum(
+      'nihf,nthf->nhit',
+      asking[:, :, 0],
+      keys,
+      preferred_element_type=jnp.float32,
+    ) / math.sqrt(f)
+    attention = jax.nn.softmax(logits, axis=-1)
+    shares = attention.reshape(n, h, count, count, t // count)
+    return jnp.mean(jnp.sum(shares, axis=-1), axis=1)
 
-def _lent(kept: Array, scores: Array, means: Array, messages: Array) -> Array:
+
+def _lent(kept: Array, seen: Array, means: Array, messages: Array) -> Array:
   """Zero, with the gradient that attention among means has by the mask."""
-  attention = jax.lax.stop_gradient(jax.nn.softmax(scores, axis=-1))
   coarse = jnp.einsum(
     'nij,njd->nid',
-    sparse_weights(attention, kept),
+    sparse_weights(seen, kept),
     jax.lax.stop_gradient(means).astype(jnp.float32),
   )
   n, t, h, f = messages.shape

@@ -12,7 +12,13 @@ from jax.test_util import check_grads
 from msba_jax import losses
 from msba_jax.losses import sparsity
 
-NAMES = ('ratio', 'mass')
+# What each term reads of the windows.
+READS = {
+  'ratio': 'kept',
+  'mass': 'divergence',
+  'width': 'breadth',
+  'narrowing': 'narrowing',
+}
 
 
 @pytest.fixture
@@ -22,8 +28,8 @@ def out(rng):
     for key, size in {'solo': 6, 'context': 6, 'proxies': 3}.items()
   }
   told = {
-    'kept': jnp.asarray(rng.random((2, 6)), jnp.float32),
-    'divergence': jnp.asarray(rng.random((2, 6)), jnp.float32),
+    name: jnp.asarray(rng.random((2, 6)), jnp.float32)
+    for name in READS.values()
   }
   return vectors | {'aux': {'msw': told}}
 
@@ -91,6 +97,8 @@ def test_a_target_that_is_no_share_is_named(target):
     losses.ratio_loss(jnp.zeros(3), target)
   with pytest.raises(ValueError, match='target='):
     losses.nexus_losses(losses.proxy_anchor, target=target)
+  with pytest.raises(ValueError, match='width_target='):
+    losses.nexus_losses(losses.proxy_anchor, width_target=target)
 
 
 @hypothesis.given(
@@ -193,29 +201,34 @@ def test_misuse_of_valid_is_named():
     losses.kept_mass_loss(rows, rows, valid=jnp.ones(3))
 
 
-def test_the_objective_is_that_of_msba_and_two_terms(out, batch):
+def test_the_objective_is_that_of_msba_and_four_terms(out, batch):
   loss = losses.supervised_contrastive
   options = {'consistency': 0.3, 'classification_weight': 0.5}
-  terms = losses.nexus_losses(loss, **options)
+  terms = losses.nexus_losses(loss, width=2.0, **options)
   base = losses.msba_losses(loss, **options)
+  weights = {'ratio': 8.0, 'mass': 0.25, 'width': 2.0, 'narrowing': 1.0}
   assert [(t.name, t.weight) for t in terms] == [
     *((t.name, t.weight) for t in base),
-    ('ratio', 1.0),
-    ('mass', 0.5),
+    *weights.items(),
   ]
   total, values = losses.total_loss(terms, out, batch)
-  kept, told = (
-    np.asarray(out['aux']['msw'][key], np.float64)[:, :5]
-    for key in ('kept', 'divergence')
-  )
-  expected = {'ratio': 2 * (kept.mean() - 0.25) ** 2, 'mass': told.mean()}
+  told = {
+    name: np.asarray(out['aux']['msw'][key], np.float64)[:, :5]
+    for name, key in READS.items()
+  }
+  # Every level has a budget of its own.
+  expected = {
+    'ratio': np.mean(2 * (told['ratio'].mean(axis=1) - 0.2) ** 2),
+    'mass': told['mass'].mean(),
+    'width': np.mean(2 * (told['width'].mean(axis=1) - 0.75) ** 2),
+    'narrowing': told['narrowing'].mean(),
+  }
   for name, value in expected.items():
     np.testing.assert_allclose(values[name], value, rtol=1e-5)
   np.testing.assert_allclose(
     total,
     losses.total_loss(base, out, batch)[0]
-    + expected['ratio']
-    + 0.5 * expected['mass'],
+    + sum(weights[name] * value for name, value in expected.items()),
     rtol=1e-5,
   )
 
@@ -225,7 +238,7 @@ def test_padded_images_have_no_say(out, batch):
     terms = losses.nexus_losses(losses.proxy_anchor)
     given = out | {'aux': {'msw': told}}
     values = losses.total_loss(terms, given, batch)[1]
-    return values['ratio'] + values['mass']
+    return sum(values[name] for name in READS)
 
   told = out['aux']['msw']
   spoiled = {key: x.at[:, 5].set(jnp.nan) for key, x in told.items()}
@@ -237,31 +250,32 @@ def test_padded_images_have_no_say(out, batch):
 
 def test_one_number_for_all_is_taken(out, batch):
   told = {'kept': jnp.array(0.5), 'divergence': jnp.array(0.3)}
-  terms = losses.nexus_losses(losses.proxy_anchor, target=0.75)
+  terms = losses.nexus_losses(
+    losses.proxy_anchor, target=0.75, width=0.0, narrowing=0.0
+  )
   _, values = losses.total_loss(terms, out | {'aux': {'msw': told}}, batch)
   np.testing.assert_allclose(values['ratio'], 0.125, rtol=1e-6)
   np.testing.assert_allclose(values['mass'], 0.3, rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', READS)
 def test_a_term_of_weight_zero_is_left_out(out, batch, name):
   terms = losses.nexus_losses(losses.proxy_anchor, **{name: 0.0})
   names = [term.name for term in terms]
-  assert [x for x in names if x in NAMES] == [x for x in NAMES if x != name]
+  assert [x for x in names if x in READS] == [x for x in READS if x != name]
   # What it would read need not be there.
-  read = {'ratio': 'kept', 'mass': 'divergence'}[name]
-  told = {k: v for k, v in out['aux']['msw'].items() if k != read}
+  told = {k: v for k, v in out['aux']['msw'].items() if k != READS[name]}
   out = out | {'aux': {'msw': told}}
   assert np.isfinite(losses.total_loss(terms, out, batch)[0])
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', READS)
 def test_a_negative_weight_is_named(name):
   with pytest.raises(ValueError, match=f'{name}=-1'):
     losses.nexus_losses(losses.proxy_anchor, **{name: -1.0})
 
 
-@pytest.mark.parametrize('name', ['kept', 'divergence'])
+@pytest.mark.parametrize('name', READS.values())
 def test_what_the_windows_do_not_tell_is_named(out, batch, name):
   terms = losses.nexus_losses(losses.proxy_anchor)
   told = {k: v for k, v in out['aux']['msw'].items() if k != name}

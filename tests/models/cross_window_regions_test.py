@@ -90,6 +90,6 @@ def test_an_image_does_not_see_another(levels):
   regions, _, params = run(module, levels)
   apply = jax.jit(lambda x: module.apply({'params': params}, x)[0])
   changed = tuple(x.at[1].set(3.0) for x in levels)
-  np.testing.assert_allclose(apply(changed)[:, ::2], regions[:, ::2], atol=2e-6)
+  np.testing.assert_allclose(apply(changed)[:, ::2], regions[:, ::2], atol=1e-5)
   alone = tuple(x[2:] for x in levels)
-  np.testing.assert_allclose(apply(alone)[:, 0], regions[:, 2], atol=2e-6)
+  np.testing.assert_allclose(apply(alone)[:, 0], regions[:, 2], atol=1e-5)

@@ -42,8 +42,8 @@ def group_of(direction, row, column, stripe, side):
   return line // stripe
 
 
-def reference(params, grid, stripe):
-  """Messages of one image in float64, token by token."""
+def attended(params, grid, stripe):
+  """What tokens of one image get in stripes, in float64; and all values."""
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   height, width, d = grid.shape
   tokens = np.asarray(grid, np.float64).reshape(-1, d)
@@ -61,6 +61,15 @@ def reference(params, grid, stripe):
       scores = keys[same, part] @ queries[t, part] / np.sqrt(2)
       weights = np.exp(scores - scores.max())
       messages[t, part] = weights @ values[same, part] / weights.sum()
+  return messages, values
+
+
+def reference(params, grid, stripe):
+  """Messages of one image in float64, token by token."""
+  messages, values = attended(params, grid, stripe)
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  height, width, d = grid.shape
+  places = [(y, x) for y in range(height) for x in range(width)]
   padded = np.pad(values.reshape(height, width, d), ((1, 1), (1, 1), (0, 0)))
   kernel = params['local']['kernel'][:, :, 0]
   for t, (y, x) in enumerate(places):
@@ -141,6 +150,37 @@ def test_training_mixes_two_neighbours_and_learns_the_width(grid):
     assert np.abs(leaf).max() > 0
 
 
+def test_what_a_narrower_stripe_loses_teaches_the_width_alone(grid):
+  module, apply, variables = made()
+  _, told = apply(variables, grid, {'dropout': jax.random.key(3)})
+  assert 'narrowing' not in apply(variables, grid, None)[1]
+  likely = np.asarray(told['widths'], np.float64)
+  np.testing.assert_allclose(
+    told['breadth'], likely @ (np.array([1, 2, 4]) / 4), rtol=1e-5
+  )
+  for i, image in enumerate(grid):
+    found = [attended(variables['params'], image, w)[0] for w in (1, 2, 4)]
+    lost = [np.sum((x - found[-1]) ** 2) for x in found]
+    expected = likely[i] @ lost / np.sum(found[-1] ** 2)
+    np.testing.assert_allclose(told['narrowing'][i], expected, rtol=1e-3)
+
+  def total(params):
+    keys = {'dropout': jax.random.key(3)}
+    _, told = module.apply({'params': params}, grid, rngs=keys)
+    return jnp.sum(told['narrowing'])
+
+  for name, leaves in jax.jit(jax.grad(total))(variables['params']).items():
+    for leaf in jax.tree.leaves(leaves):
+      assert np.any(leaf) == (name == 'width'), name
+
+
+def test_a_grid_that_is_narrower_than_a_stripe_counts_its_own_width(grid):
+  _, apply, variables = made(widths=(1, 2, 8))
+  _, told = apply(variables, grid, None)
+  shares = np.asarray(told['widths'], np.float64) @ (np.array([1, 2, 6]) / 6)
+  np.testing.assert_allclose(told['breadth'], shares, rtol=1e-5)
+
+
 def test_without_a_key_the_gradient_is_that_of_the_chosen_width(grid):
   module, _, variables = made()
   single = CrossWindowAttention(HEADS, (2,))
@@ -167,6 +207,7 @@ def test_a_single_width_makes_no_network(grid):
   _, told = apply(variables, grid, {'dropout': jax.random.key(0)})
   np.testing.assert_array_equal(told['stripe'], np.full(5, 2))
   np.testing.assert_array_equal(told['widths'], np.ones((5, 1)))
+  assert not {'breadth', 'narrowing'} & set(told)
   del module
 
 
