@@ -6,9 +6,12 @@ RUNs are trainings of `experiments/scenes_nexus.py` with different seeds. Three
 questions, each answered with an interval of 95 % over runs and images:
 
 1. Do widths of stripes and kept shares differ between plain and crowded ones?
+   And how much among the images of a run: the last column, the mean over runs.
 2. Does retrieval suffer when each image gets the choices of another one?
 3. How near is the output of sparse attention to that of dense attention with
-   the same parameters and inputs, and at which kept share?
+   the same parameters and inputs, and at which kept share? How much of the
+   dense attention falls on what is kept, and how much would if as many regions
+   were chosen by that attention itself?
 
 Images are embedded alone (`solo`). Those of 1 and 2 are drawn test scenes.
 """
@@ -23,6 +26,7 @@ import numpy as np
 
 from msba_jax.data.prefetch import load_batch
 from msba_jax.data.scenes.config import PRESETS
+from msba_jax.layers.sparse import block_mask
 from msba_jax.metrics import (
   bootstrap_interval,
   evaluate_retrieval,
@@ -36,13 +40,13 @@ from msba_jax.training.run import load_run
 BATCH = 120
 
 
-def row(heads, cells, digits):
-  """A line of a table: names, then means with their intervals."""
+def row(heads, cells, digits, *tail):
+  """A line of a table: names, means with their intervals, and what follows."""
   numbers = (
     f'{c.mean:.{digits}f} [{c.low:.{digits}f}, {c.high:.{digits}f}]'
     for c in cells
   )
-  print(f'| {" | ".join((*heads, *numbers))} |')
+  print(f'| {" | ".join((*heads, *numbers, *tail))} |')
 
 
 def batches(source):
@@ -81,18 +85,22 @@ def plain_and_crowded(runs):
     preset: [told(run, drawn_scenes(run, preset)) for run in runs]
     for preset in ('plain', 'crowded')
   }
-  print('| choice | level | plain | crowded |')
-  print('|---|---|---|---|')
+  print('| choice | level | plain | crowded | crowded − plain | deviation |')
+  print('|---|---|---|---|---|---|')
   for name in ('width', 'kept'):
     levels = found['plain'][0][name].shape[1]
     for level in range(levels):
+      plain, crowded = (
+        np.stack([one[name][:, level] for one in of_runs]).astype(np.float64)
+        for of_runs in found.values()
+      )
+      spread = np.std(np.concatenate([plain, crowded], axis=1), axis=1)
       cells = [
-        bootstrap_interval(
-          np.stack([one[name][:, level] for one in found[preset]]), seed=0
-        )
-        for preset in found
+        bootstrap_interval(plain, seed=0),
+        bootstrap_interval(crowded, seed=0),
+        paired_bootstrap(crowded, plain, seed=0),
       ]
-      row((name, str(level)), cells, 3)
+      row((name, str(level)), cells, 3, f'{np.mean(spread):.3f}')
 
 
 def embed(run, source, *, shuffled, key):
@@ -145,11 +153,23 @@ def exchanged(runs):
   row((), cells, 2)
 
 
+def kept_masses(shares, blocks):
+  """Of dense attention, what chosen regions have, and the best of as many."""
+  shares = np.asarray(shares, np.float64)
+  mask = np.asarray(block_mask(blocks, shares.shape[-1]))
+  best = -np.sort(-shares, axis=-1)
+  ranks = np.arange(shares.shape[-1]) < mask.sum(axis=-1, keepdims=True)
+  return [
+    (x * y).sum(axis=-1).mean(axis=-1)
+    for x, y in ((shares, mask), (best, ranks))
+  ]
+
+
 def against_dense(runs):
   """Question 3."""
   print('\n## Sparse beside dense, the same parameters\n')
-  print('| level | kept | cosine | relative L1 |')
-  print('|---|---|---|---|')
+  print('| level | kept | cosine | relative L1 | mass | of the best |')
+  print('|---|---|---|---|---|---|')
   rows = {}
   for run in runs:
     images = load_batch(
@@ -158,22 +178,25 @@ def against_dense(runs):
     found = {}
 
     def note(forward, arguments, options, context, found=found):
-      module, called = context.module, context.method_name == '__call__'
-      if called and isinstance(module, SparseAttention):
-        variables = {'params': module.variables['params']}
-        twin = module.clone(parent=None, name=None)
-        found['/'.join(module.path)] = twin, variables, arguments
-      return forward(*arguments, **options)
+      module, value = context.module, forward(*arguments, **options)
+      if isinstance(module, SparseAttention):
+        noted = found.setdefault('/'.join(module.path), {})
+        noted[context.method_name] = arguments, value
+        noted['twin'] = module.clone(parent=None, name=None)
+        noted['variables'] = {'params': module.variables['params']}
+      return value
 
     with nn.intercept_methods(note):
       run.embedder.apply(run.embedder.variables, images['image'], solo)
-    for path, (module, variables, arguments) in found.items():
-      sparse, aux = module.apply(variables, *arguments)
-      dense, _ = module.clone(dense=True).apply(variables, *arguments)
-      kept = aux['kept']
+    for path, noted in found.items():
+      arguments, (sparse, aux) = noted['__call__']
+      dense, _ = (
+        noted['twin'].clone(dense=True).apply(noted['variables'], *arguments)
+      )
       distance = fidelity(np.asarray(sparse), np.asarray(dense))
+      masses = kept_masses(noted['_seen'][1], aux['blocks'])
       rows.setdefault(path, []).append(
-        np.stack([np.asarray(kept, np.float64), *distance[:2]])
+        np.stack([np.asarray(aux['kept'], np.float64), *distance[:2], *masses])
       )
   for path, of_runs in rows.items():
     cells = [
