@@ -23,11 +23,8 @@ import flax.linen as nn
 
 from msba_jax.losses import msba_losses, nexus_losses, supervised_contrastive
 from msba_jax.models.backbones.conv import ConvNet, ConvSpec
-from msba_jax.models.cross_window_regions import GridAttention
-from msba_jax.models.cross_windows import CrossWindowAttention
 from msba_jax.models.msba import msba
-from msba_jax.models.nexus import nexus
-from msba_jax.models.sparse_attention import SparseAttention
+from msba_jax.models.nexus import nexus, published_mixers
 from msba_jax.training.demo_experiment import experiment as demo
 from msba_jax.training.experiment import Experiment
 
@@ -40,12 +37,10 @@ CHOICES = {
   '': {'widths': (1, 2, 4), 'ratios': (1 / 8, 1 / 4, 1 / 2, 1.0)},
   'fixed': {'widths': (2,), 'ratios': (1 / 4,)},
 }
-# The attention of the grids where it is not that of NEXUS.
-MIXERS = {
-  'dense': functools.partial(GridAttention, 2),
-  'stripes': functools.partial(CrossWindowAttention, (1, 1, 0, 0), (2,)),
-  'routing': functools.partial(SparseAttention, 2, REGION, (1 / 4,)),
-}
+MIXERS = published_mixers(REGION)
+# Without widths to choose.
+ONE_WIDTH = functools.partial(nexus_losses, width=0.0, narrowing=0.0)
+LOSSES = {'': nexus_losses, 'fixed': ONE_WIDTH, 'routing': ONE_WIDTH}
 
 
 def model(variant: str, classes: int) -> nn.Module:
@@ -56,14 +51,13 @@ def model(variant: str, classes: int) -> nn.Module:
     names = sorted({'msba', *CHOICES, *MIXERS} - {''})
     raise LookupError(f'one of {", ".join(names)}')
   features, heads = NARROW if variant in CHOICES else WIDE
-  mixers = (MIXERS[variant],) if variant in MIXERS else None
   return nexus(
     ConvNet(GRIDS),
     features=features,
     heads=heads,
     region=REGION,
     num_classes=classes,
-    mixers=mixers,
+    mixers=MIXERS.get(variant),
     **CHOICES.get(variant, {}),
   )
 
@@ -72,7 +66,7 @@ def experiment(variant: str = '') -> Experiment:
   """The experiment of the demo on finer grids."""
   base = demo()
   objective = functools.partial(
-    nexus_losses if variant in ('', 'fixed', 'routing') else msba_losses,
+    LOSSES.get(variant, msba_losses),
     functools.partial(supervised_contrastive, temperature=0.1),
     classification_weight=0.5,
   )

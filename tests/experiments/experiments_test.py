@@ -13,6 +13,7 @@ from PIL import Image
 
 from msba_jax.data.errors import InputError
 from msba_jax.data.folder import FolderData
+from msba_jax.models.nexus import published_mixers
 from msba_jax.training.load import load_experiment
 from msba_jax.training.loop import train
 from msba_jax.training.pretrained import (
@@ -31,6 +32,14 @@ SYSTEMS = {
     'tiny_imagenet_batchformer',
     'tiny_imagenet_castle',
     'tiny_imagenet_nexus',
+    *(f'tiny_imagenet_nexus:{name}' for name in published_mixers(2)),
+  ),
+  'scenes_nexus:msba': (
+    'scenes_nexus',
+    *(f'scenes_nexus:{name}' for name in published_mixers(3)),
+  ),
+  'fine_nexus:1024': tuple(
+    f'fine_nexus:1024-{name}' for name in published_mixers(8)
   ),
 }
 
@@ -44,7 +53,9 @@ VARIANTS = {
 
 
 def load(name, *overrides):
-  return load_experiment(ROOT / 'experiments' / f'{name}.py', overrides)
+  file, _, variant = name.partition(':')
+  path = f'{ROOT / "experiments" / file}.py'
+  return load_experiment(f'{path}:{variant}' if variant else path, overrides)
 
 
 def parameters(experiment):
@@ -58,7 +69,8 @@ def parameters(experiment):
 
 def test_there_are_the_files_that_the_documents_name():
   names = {path.stem for path in FILES}
-  assert names >= {*SYSTEMS, *sum(SYSTEMS.values(), ()), 'cub_msba'}
+  named = {*SYSTEMS, *sum(SYSTEMS.values(), ()), 'cub_msba'}
+  assert names >= {name.partition(':')[0] for name in named}
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
