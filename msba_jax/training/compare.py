@@ -18,6 +18,7 @@ from msba_jax.data.corrupted import Corruption
 from msba_jax.data.errors import InputError
 from msba_jax.training.configuration import configuration_hash
 from msba_jax.training.experiment import Experiment
+from msba_jax.training.frozen import refuse_other_backbone, standing_digest
 from msba_jax.training.load import load_experiments
 from msba_jax.training.loop import train
 from msba_jax.training.results import (
@@ -76,8 +77,9 @@ def compare(
     For each experiment, its outcomes in the order of the seeds.
 
   Raises:
-    InputError: an experiment cannot be loaded, two have one name, or a result
-      cannot be read.
+    InputError: an experiment cannot be loaded, two have one name, a result
+      cannot be read, or it or a run was made with a frozen backbone that has
+      been trained anew since.
     NonFiniteLossError: a training failed.
   """
   _check(comparison)
@@ -98,6 +100,12 @@ def compare(
       if path.exists():
         say(f'{count} {experiment.name} seed {seed}: stands in {path}')
         outcome = read_outcome(path)
+        refuse_other_backbone(
+          experiment,
+          outcome.record.get('frozen_backbone'),
+          standing_digest(experiment),
+          path,
+        )
       else:
         say(f'{count} {experiment.name} seed {seed}: training and scoring')
         outcome = _run(comparison, experiment, progress=progress)
@@ -159,12 +167,13 @@ def _run(
 
 
 def _record(run: Run, overrides: Sequence[str]) -> dict[str, object]:
-  """Commit, machine and versions of the training."""
+  """Commit, machine, versions and frozen backbone of the training."""
   noted = read_record(run.directory)
   surroundings = dict(noted['environment'])
   return {
     'commit': surroundings.pop('commit', None),
     'overrides': list(overrides),
+    'frozen_backbone': noted.get('frozen_backbone'),
     'train_images': noted['train_images'],
     'train_classes': noted['train_classes'],
     'environment': surroundings,

@@ -10,6 +10,8 @@ Attributes:
   FeatureSource: grids in place of pictures.
   Frozen: an experiment on grids, and the parameters that it leaves alone.
   freeze: computes what is missing.
+  standing_digest: tells the backbone of an experiment from another one.
+  refuse_other_backbone: where that is not the one something was made with.
   with_backbone: adds what was left alone to what was trained.
 """
 
@@ -121,13 +123,7 @@ def freeze(
   run, model = Path(experiment.frozen_backbone), experiment.model
   path, experiment = backbone_path(model), without_fusers(experiment)
   backbone = read_backbone(run, experiment)
-  digest = model_fingerprint(
-    experiment.model.backbone,
-    backbone['params'],
-    experiment.mean,
-    experiment.std,
-    *(backbone[name] for name in sorted(backbone) if name != 'params'),
-  )
+  digest = _digest(experiment, backbone)
   compute = functools.partial(
     _features, experiment, backbone, digest, run / 'features', progress
   )
@@ -148,6 +144,47 @@ def freeze(
   )
 
 
+def standing_digest(experiment: Experiment) -> str | None:
+  """Tells the backbone that an experiment is trained on from another one.
+
+  Args:
+    experiment: with or without `frozen_backbone`.
+
+  Returns:
+    As `Frozen.digest`; None where no backbone is frozen, or it is gone.
+
+  Raises:
+    InputError: it is not a backbone of this experiment.
+  """
+  run = Path(experiment.frozen_backbone)
+  finished = (run / 'weights' / MANIFEST).exists() or (run / MANIFEST).exists()
+  if not experiment.frozen_backbone or not finished:
+    return None
+  experiment = without_fusers(experiment)
+  return _digest(experiment, read_backbone(run, experiment))
+
+
+def refuse_other_backbone(
+  experiment: Experiment, made_with: str | None, now: str | None, place: Path
+) -> None:
+  """Stops where a backbone was trained anew since something was made with it.
+
+  Args:
+    experiment: with or without `frozen_backbone`.
+    made_with: the digest of the backbone then; None: not known.
+    now: from `standing_digest`.
+    place: what was made.
+
+  Raises:
+    InputError: the two digests differ.
+  """
+  if made_with is not None and now is not None and made_with != now:
+    raise InputError(
+      f'{place} was made with another backbone than now stands in '
+      f'{experiment.frozen_backbone}; remove it or choose another directory'
+    )
+
+
 def with_backbone(frozen: Frozen, trained: Mapping[str, Any]) -> dict[str, Any]:
   """Adds what was left alone to what was trained.
 
@@ -162,6 +199,17 @@ def with_backbone(frozen: Frozen, trained: Mapping[str, Any]) -> dict[str, Any]:
     name: placed(trained.get(name, {}), frozen.path, backbone)
     for name, backbone in frozen.backbone.items()
   }
+
+
+def _digest(experiment: Experiment, backbone: Any) -> str:
+  """What decides the grids of an image."""
+  return model_fingerprint(
+    experiment.model.backbone,
+    backbone['params'],
+    experiment.mean,
+    experiment.std,
+    *(backbone[name] for name in sorted(backbone) if name != 'params'),
+  )
 
 
 def _replaced(module: Any, path: tuple[str, ...], other: nn.Module) -> Any:

@@ -25,7 +25,13 @@ from msba_jax.training.configuration import configuration_hash
 from msba_jax.training.evaluation import make_validation
 from msba_jax.training.experiment import Experiment
 from msba_jax.training.fit import Loop, fit
-from msba_jax.training.frozen import Frozen, freeze, with_backbone
+from msba_jax.training.frozen import (
+  Frozen,
+  freeze,
+  refuse_other_backbone,
+  standing_digest,
+  with_backbone,
+)
 from msba_jax.training.load import elsewhere, split_source
 from msba_jax.training.lock import LOCK, only_one
 from msba_jax.training.mesh import host_copy
@@ -66,6 +72,9 @@ def train(
   directory = Path(directory)
   _prepare(directory, experiment)
   if (directory / 'weights' / MANIFEST).exists():
+    made_with = read_record(directory).get('frozen_backbone')
+    now = standing_digest(experiment)
+    refuse_other_backbone(experiment, made_with, now, directory)
     return load_run(directory, experiment)
   first = jax.process_index() == 0
   with only_one(directory) if first else contextlib.nullcontext():
@@ -165,11 +174,8 @@ def _note(
   """Writes the experiment file's copy and `run.json`, once."""
   backbone = None if frozen is None else frozen.digest
   if (directory / 'run.json').exists():
-    if read_record(directory).get('frozen_backbone') != backbone:
-      raise InputError(
-        f'{directory} was begun with another backbone than now stands in '
-        f'{experiment.frozen_backbone}; choose another directory'
-      )
+    begun_with = read_record(directory).get('frozen_backbone')
+    refuse_other_backbone(experiment, begun_with, backbone, directory)
     return
   origin, source = experiment.origin, None
   if origin is not None:

@@ -1,4 +1,6 @@
 import dataclasses
+import re
+import shutil
 
 import flax.linen as nn
 import jax
@@ -13,9 +15,17 @@ from msba_jax.models.context import solo
 from msba_jax.models.controls import BackboneOnly
 from msba_jax.models.fusion_baselines import ConcatFuser
 from msba_jax.models.mmfuser import FusedBackbone
-from msba_jax.training.frozen import freeze
-from msba_jax.training.load import load_experiment
+from msba_jax.training.compare import Comparison, compare
+from msba_jax.training.configuration import configuration_hash
+from msba_jax.training.frozen import freeze, standing_digest
+from msba_jax.training.load import load_experiment, load_experiments
 from msba_jax.training.loop import train
+from msba_jax.training.results import (
+  Outcome,
+  outcome_path,
+  scores_sha256,
+  write_outcome,
+)
 from msba_jax.training.run import load_run, read_record
 from tests.training.conftest import SMALL
 
@@ -207,6 +217,72 @@ def test_a_fuser_of_frozen_grids_is_trained(backbone_run, tmp_path):
   grids = tuple(x[None] for x in frozen.splits.train[5]['image'])
   found, _ = jax.jit(frozen.experiment.model.apply)({'params': heads}, grids)
   np.testing.assert_allclose(found, expected, atol=5e-3)
+
+
+def test_a_run_on_a_backbone_that_was_trained_anew_is_refused(
+  head, backbone_run, tmp_path
+):
+  experiment, run = head
+  stands, aside = backbone_run.directory / 'weights', tmp_path / 'aside'
+  train(make_experiment(seed=5, steps=3), tmp_path / 'anew', progress=False)
+  before = standing_digest(experiment)
+  assert before == read_record(run.directory)['frozen_backbone']
+  assert standing_digest(make_experiment()) is None
+  stands.rename(aside)
+  try:
+    # Weights of the whole model are beside the head: nothing is missing.
+    assert standing_digest(experiment) is None
+    again = train(experiment, run.directory, progress=False)
+    assert again.fingerprint == run.fingerprint
+    shutil.copytree(tmp_path / 'anew' / 'weights', stands)
+    assert standing_digest(experiment) not in (None, before)
+    with pytest.raises(InputError, match='made with another backbone than now'):
+      train(experiment, run.directory, progress=False)
+  finally:
+    shutil.rmtree(stands, ignore_errors=True)
+    aside.rename(stands)
+
+
+@pytest.mark.parametrize('known', [True, False])
+def test_a_result_of_a_backbone_that_was_trained_anew_is_refused(
+  backbone_run, tmp_path, monkeypatch, known
+):
+  file = tmp_path / 'frozen_experiment.py'
+  file.write_text(
+    'from tests.training.frozen_test import make_experiment\n'
+    'def experiment():\n'
+    '  return make_experiment()\n'
+  )
+  overrides = ('--frozen-backbone', str(backbone_run.directory))
+  comparison = Comparison(
+    experiments=(str(file),), seeds=(0,), overrides=overrides, results=tmp_path
+  )
+  (experiment,) = load_experiments([str(file)], overrides, seed=0)
+  path = outcome_path(
+    tmp_path,
+    experiment=experiment.name,
+    configuration=configuration_hash(experiment),
+    seed=0,
+    split='validation',
+  )
+  monkeypatch.setattr('msba_jax.training.compare._run', None)
+  digest = standing_digest(experiment) if known else None
+  outcome = Outcome(
+    experiment=experiment.name,
+    configuration=configuration_hash(experiment),
+    seed=0,
+    split='validation',
+    parameters=1,
+    labels=np.arange(2, dtype=np.int32),
+    scores={'solo': {'ap': np.arange(2, dtype=np.float32)}},
+    record={'frozen_backbone': digest},
+  )
+  write_outcome(path, outcome)
+  found = compare(comparison, progress=False)[0][0]
+  assert scores_sha256(found) == scores_sha256(outcome)
+  write_outcome(path, outcome._replace(record={'frozen_backbone': 64 * '0'}))
+  with pytest.raises(InputError, match=re.escape(f'{path} was made with')):
+    compare(comparison, progress=False)
 
 
 def test_a_flipped_bit_in_the_grids_is_found(head, backbone_run):
