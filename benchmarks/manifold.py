@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import interleaved, machine, show
+from timing import interleaved, machine, show, with_gradient
 
 from msba_jax.models.manifold_keys import ManifoldKeys
 
@@ -59,14 +59,9 @@ def modules(options, tokens):
   return found
 
 
-def with_gradient(apply):
-  """Keys and gradients for the cotangent of the inputs."""
-
-  def both(variables, inputs):
-    keys, pull = jax.vjp(apply, variables, inputs)
-    return keys, pull(inputs)
-
-  return both
+def applied(module):
+  """The module as a function of inputs and variables."""
+  return lambda inputs, variables: module.apply(variables, inputs)
 
 
 def main():
@@ -102,7 +97,9 @@ def main():
       ('forward and backward', with_gradient),
     ):
       calls = {
-        name: functools.partial(jax.jit(wrap(module.apply)), variables, inputs)
+        name: functools.partial(
+          jax.jit(wrap(applied(module))), inputs, variables
+        )
         for name, (module, variables) in given.items()
       }
       show(title, interleaved(calls, options.repeats), 'dense')

@@ -10,12 +10,12 @@ Attributes:
 """
 
 import contextlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from msba_jax.data.atomic import write_json
 from msba_jax.data.source import Source
 from msba_jax.retrieval.embed import EmbeddedBatch
 from msba_jax.retrieval.thumbnails import ThumbnailWriter
@@ -112,11 +112,7 @@ def write_names(directory: Path, source: Source) -> None:
     directory: where to write.
     source: what is indexed.
   """
-  _write_json(directory / 'ids.json', list(source.ids))
+  write_json(directory / 'ids.json', list(source.ids))
   if source.class_names:
     np.save(directory / 'labels.npy', np.asarray(source.labels, np.int32))
-    _write_json(directory / 'classes.json', list(source.class_names))
-
-
-def _write_json(path: Path, value: list[str]) -> None:
-  path.write_text(json.dumps(value, ensure_ascii=False), encoding='utf-8')
+    write_json(directory / 'classes.json', list(source.class_names))
