@@ -1,13 +1,15 @@
 """What the choices of trained NEXUS runs are worth.
 
-    python benchmarks/nexus_choices.py RUN [RUN ...]
+    python benchmarks/nexus_choices.py RUN [RUN ...] [--shuffles 10]
 
-RUNs are trainings of `experiments/scenes_nexus.py` with different seeds. Three
-questions, each answered with an interval of 95 % over runs and images:
+RUNs are trainings of `experiments/scenes_nexus.py` or `fine_nexus.py` with
+different seeds. Three questions, each answered with an interval of 95 % over
+runs and images:
 
 1. Do widths of stripes and kept shares differ between plain and crowded ones?
    And how much among the images of a run: the last column, the mean over runs.
 2. Does retrieval suffer when each image gets the choices of another one?
+   Mean of `--shuffles` assignments.
 3. How near is the output of sparse attention to that of dense attention with
    the same parameters and inputs, and at which kept share? How much of the
    dense attention falls on what is kept, and how much would if as many regions
@@ -103,11 +105,11 @@ def plain_and_crowded(runs):
       row((name, str(level)), cells, 3, f'{np.mean(spread):.3f}')
 
 
-def embed(run, source, *, shuffled, key):
-  """Embeddings; shuffled: with the choices of other images of the batch."""
+def shuffled_model(run):
+  """`(variables, images, order) → vectors`: image i chooses as `order[i]`."""
 
   @jax.jit
-  def run_model(variables, images, order):
+  def apply(variables, images, order):
     def shuffle(forward, arguments, options, context):
       value = forward(*arguments, **options)
       if context.module.name in ('width', 'ratio'):
@@ -117,32 +119,35 @@ def embed(run, source, *, shuffled, key):
     with nn.intercept_methods(shuffle):
       return run.embedder.apply(variables, images, solo)[0]
 
+  return apply
+
+
+def scored(run, apply, key=None):
+  """AP of every image; with a key, by choices of others of its batch."""
   vectors, labels = [], []
-  for i, batch in enumerate(batches(source)):
-    permutation = jnp.arange(BATCH)
-    if shuffled:
-      permutation = jax.random.permutation(jax.random.fold_in(key, i), BATCH)
-    vectors.append(
-      run_model(run.embedder.variables, batch['image'], permutation)
-    )
+  for i, batch in enumerate(batches(run.experiment.data.open().test.queries)):
+    order = jnp.arange(BATCH)
+    if key is not None:
+      order = jax.random.permutation(jax.random.fold_in(key, i), BATCH)
+    vectors.append(apply(run.embedder.variables, batch['image'], order))
     labels.append(batch['label'])
-  return np.concatenate(vectors), np.concatenate(labels)
+  labels = np.concatenate(labels)
+  scores = evaluate_retrieval(np.concatenate(vectors), labels)
+  return scores['ap'].astype(np.float64), labels
 
 
-def exchanged(runs):
+def exchanged(runs, shuffles):
   """Question 2."""
   print('\n## Choices of other images\n')
-  scores, labels = {False: [], True: []}, None
+  own, others, labels = [], [], None
   for run in runs:
-    source = run.experiment.data.open().test.queries
-    for shuffled in scores:
-      vectors, labels = embed(
-        run, source, shuffled=shuffled, key=jax.random.key(0)
-      )
-      scores[shuffled].append(
-        evaluate_retrieval(vectors, labels)['ap'].astype(np.float64)
-      )
-  own, others = (100 * np.stack(scores[shuffled]) for shuffled in scores)
+    apply = shuffled_model(run)
+    values, labels = scored(run, apply)
+    own.append(100 * values)
+    keys = map(jax.random.key, range(shuffles))
+    found = [scored(run, apply, key)[0] for key in keys]
+    others.append(100 * np.mean(found, axis=0))
+  own, others = np.stack(own), np.stack(others)
   print('| mAP, own choices | of others | difference |')
   print('|---|---|---|')
   cells = [
@@ -208,9 +213,11 @@ def against_dense(runs):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('runs', nargs='+', metavar='RUN')
-  runs = [load_run(run) for run in parser.parse_args().runs]
+  parser.add_argument('--shuffles', type=int, default=1)
+  options = parser.parse_args()
+  runs = [load_run(run) for run in options.runs]
   plain_and_crowded(runs)
-  exchanged(runs)
+  exchanged(runs, options.shuffles)
   against_dense(runs)
 
 
