@@ -173,15 +173,8 @@ def compare(title, blocks, inputs, tokens, options):
     )
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--shares', type=float, nargs='*', default=[0.125, 0.25])
-  parser.add_argument('--repeats', type=int, default=30)
-  parser.add_argument(
-    '--gradients', action='store_true', help='forward and backward'
-  )
-  options = parser.parse_args()
-  print(machine())
+def on_grids(options):
+  """Regions of an image against all of it."""
   rng = np.random.default_rng(0)
   for title, n, side, features, region in GRIDS:
     inputs = jnp.asarray(rng.normal(size=(n, side, side, features)), 'float32')
@@ -190,19 +183,36 @@ def main():
       'attend': Block(region, dense=attend),
     } | {f'{share:g}': Block(region, share) for share in options.shares}
     compare(title, blocks, inputs, side * side, options)
+
+
+def in_a_batch(options):
+  """Regions of an image and of others against all tokens of a batch."""
   n, side, features, region = JOINT
+  rng = np.random.default_rng(0)
   inputs = jnp.asarray(rng.normal(size=(n, side * side, features)), 'float32')
-  compare(
-    f'{side} x {side} of a batch',
-    {
-      'jax.nn': JointBlock(region, by_jax),
-      'attend': JointBlock(region, attend),
-      f'{CHOSEN} + {CHOSEN}': JointBlock(region),
-    },
-    inputs,
-    n * side * side,
-    options,
+  blocks = {
+    'jax.nn': JointBlock(region, by_jax),
+    'attend': JointBlock(region, attend),
+    f'{CHOSEN} + {CHOSEN}': JointBlock(region),
+  }
+  tokens = n * side * side
+  compare(f'{side} x {side} of a batch', blocks, inputs, tokens, options)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--shares', type=float, nargs='*', default=[0.125, 0.25])
+  parser.add_argument('--repeats', type=int, default=30)
+  parser.add_argument(
+    '--gradients', action='store_true', help='forward and backward'
   )
+  parser.add_argument('--only', choices=('grids', 'joint'))
+  options = parser.parse_args()
+  print(machine())
+  if options.only != 'joint':
+    on_grids(options)
+  if options.only != 'grids':
+    in_a_batch(options)
 
 
 if __name__ == '__main__':
