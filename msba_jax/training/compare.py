@@ -100,12 +100,10 @@ def compare(
       if path.exists():
         say(f'{count} {experiment.name} seed {seed}: stands in {path}')
         outcome = read_outcome(path)
-        refuse_other_backbone(
-          experiment,
-          outcome.record.get('frozen_backbone'),
-          standing_digest(experiment),
-          path,
-        )
+        now = standing_digest(experiment)
+        # A result that is older than this entry does not say.
+        made_with = outcome.record.get('frozen_backbone', now)
+        refuse_other_backbone(experiment, made_with, now, path)
       else:
         say(f'{count} {experiment.name} seed {seed}: training and scoring')
         outcome = _run(comparison, experiment, progress=progress)

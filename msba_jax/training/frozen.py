@@ -171,14 +171,14 @@ def refuse_other_backbone(
 
   Args:
     experiment: with or without `frozen_backbone`.
-    made_with: the digest of the backbone then; None: not known.
-    now: from `standing_digest`.
+    made_with: the digest of the backbone then.
+    now: from `standing_digest`; with None nothing is refused.
     place: what was made.
 
   Raises:
     InputError: the two digests differ.
   """
-  if made_with is not None and now is not None and made_with != now:
+  if now is not None and made_with != now:
     raise InputError(
       f'{place} was made with another backbone than now stands in '
       f'{experiment.frozen_backbone}; remove it or choose another directory'
