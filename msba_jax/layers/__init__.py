@@ -29,6 +29,11 @@ from msba_jax.layers.bidirectional import (
   bidirectional_messages,
   bidirectional_weights,
 )
+from msba_jax.layers.block_choice import block_mask, block_topk, kept_share
+from msba_jax.layers.block_means import (
+  attend_blocks_and_means,
+  weights_by_block,
+)
 from msba_jax.layers.causal import (
   GateParams,
   acyclicity_penalty,
@@ -85,13 +90,7 @@ from msba_jax.layers.pooling import (
   region_partition,
 )
 from msba_jax.layers.positions import resize_positions
-from msba_jax.layers.sparse import (
-  attend_blocks,
-  attend_image_blocks,
-  block_mask,
-  block_topk,
-  kept_share,
-)
+from msba_jax.layers.sparse import attend_blocks, attend_image_blocks
 from msba_jax.layers.sparsity import (
   keep_counts,
   relative_mask,
@@ -123,6 +122,7 @@ __all__ = [
   'attend',
   'attend_across_images',
   'attend_blocks',
+  'attend_blocks_and_means',
   'attend_image_blocks',
   'attend_joint_tokens',
   'attend_windows',
@@ -179,6 +179,7 @@ __all__ = [
   'topk_indices',
   'topk_mask',
   'transitive_influence',
+  'weights_by_block',
   'window_merge',
   'window_partition',
 ]

@@ -5,6 +5,7 @@ Attributes:
   begin_rows: what a row holds before its first score.
   add_scores: takes a piece of the scores of every row.
   finish_rows: messages and log-normalisers.
+  merge_attended: what two shares of the keys make together.
   row_shift: what all scores of a row share in the gradient.
   shifted_or_not: saves the pass for the largest score where that is safe.
 
@@ -24,6 +25,7 @@ __all__ = [
   'add_scores',
   'begin_rows',
   'finish_rows',
+  'merge_attended',
   'row_shift',
   'shifted_or_not',
 ]
@@ -109,6 +111,18 @@ def finish_rows(rows: Rows, dtype: jnp.dtype) -> Attended:
   messages = (rows.read / total[..., None]).astype(dtype)
   normalizer = jnp.where(alive, jnp.log(total) + rows.peak, -jnp.inf)
   return Attended(messages, normalizer)
+
+
+def merge_attended(total: Attended, part: Attended) -> Attended:
+  """What two shares of the keys make together, in float32."""
+  normalizer = jnp.logaddexp(total.normalizer, part.normalizer)
+  # A row without keys so far is shifted by zero: exp(−∞ − 0) is zero.
+  shift = jnp.where(normalizer == -jnp.inf, 0, normalizer)
+  old, new = (
+    jnp.exp(x.normalizer - shift)[..., None] * x.messages.astype(jnp.float32)
+    for x in (total, part)
+  )
+  return Attended(old + new, normalizer)
 
 
 def row_shift(attended: Attended, change: Attended) -> Array:

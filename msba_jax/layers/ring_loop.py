@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from msba_jax.layers.chunks import heads_first, heads_last
-from msba_jax.layers.online import Attended, row_shift
+from msba_jax.layers.online import Attended, merge_attended, row_shift
 from msba_jax.layers.varying import varying_like
 
 __all__ = ['Share', 'run_ring']
@@ -71,7 +71,7 @@ def _ring_forward(share, plan, axis_name, queries, keys, values, mask, bias):
 
   def attend_to(source, shard, total):
     part = share.forward(plan, source, asking, *shard, mask, bias)
-    return _merge(total, part)
+    return merge_attended(total, part)
 
   total = Attended(
     jnp.zeros((*asking.shape[:2], values.shape[-1]), jnp.float32),
@@ -140,18 +140,6 @@ def _go_round(axis_name, attend_to, shard, result, *, last_apart):
   if last_apart:
     return attend_to((device + 1) % devices, *carry)
   return carry[1]
-
-
-def _merge(total: Attended, part: Attended) -> Attended:
-  """What two shares of the keys make together, in float32."""
-  normalizer = jnp.logaddexp(total.normalizer, part.normalizer)
-  # A row without keys so far is shifted by zero: exp(−∞ − 0) is zero.
-  shift = jnp.where(normalizer == -jnp.inf, 0, normalizer)
-  old, new = (
-    jnp.exp(x.normalizer - shift)[..., None] * x.messages.astype(jnp.float32)
-    for x in (total, part)
-  )
-  return Attended(old + new, normalizer)
 
 
 def _pass_on(axis_name, arrays):

@@ -6,94 +6,35 @@ computed, forward and backward; a row of indices may hold fewer blocks than
 another, and costs less then.
 
 Attributes:
-  block_topk: the blocks whose mean keys answer the mean queries best.
   attend_blocks: attention over the chosen blocks.
   attend_image_blocks: the same with a block an image.
-  block_mask: the choice as a mask of blocks.
-  kept_share: the share of all pairs of blocks that is kept.
+  attended_blocks: messages and log-normalisers of `attend_blocks`.
+  laid_out_blocks: the plan and the arrays of a call.
 """
 
 import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from msba_jax.layers.block_choice import block_mask, block_sizes, kept_share
 from msba_jax.layers.block_sparse import sparse_attention
 from msba_jax.layers.blocks import BlockPlan, plan_blocks
 from msba_jax.layers.chunked import attend_in_chunks
 from msba_jax.layers.chunks import heads_first, heads_last, sharing
+from msba_jax.layers.online import Attended
 
 __all__ = [
   'attend_blocks',
   'attend_image_blocks',
-  'block_mask',
-  'block_topk',
-  'kept_share',
+  'attended_blocks',
+  'laid_out_blocks',
 ]
 
 # Share of kept blocks from which the dense loop with a mask of blocks is ahead
 # of gathering them.
 DENSE_SHARE = 0.9
-
-
-def block_topk(
-  queries: Float[Array, '*b n h d'],
-  keys: Float[Array, '*b m h d'],
-  *,
-  block: int | tuple[int, int],
-  keep: int,
-  mask: Bool[Array, '...'] | None = None,
-) -> Int[Array, '*b h i k']:
-  r"""The blocks of keys with the largest product of means, for every block.
-
-  A block of queries and a block of keys score q̄·k̄, the product of the means
-  over their tokens; the `keep` best blocks of keys are chosen for each head.
-
-  Args:
-    queries: what asks, in blocks of neighbours on the axis n.
-    keys: what answers, in blocks on the axis m.
-    block: tokens of a block of queries and of keys, or one number for both; the
-      last block may be smaller.
-    keep: blocks of keys for each block of queries.
-    mask: broadcasts to (*b, h, blocks of queries, blocks of keys); True may be
-      chosen.
-
-  Returns:
-    Indices of blocks, best first; −1 where the mask leaves too few.
-
-  Raises:
-    ValueError: the shapes do not fit together, or there are fewer blocks than
-      are to be kept.
-    TypeError: the mask is not Boolean.
-
-  Example:
-    >>> tokens = jnp.array([1.0, 1.0, 2.0, 2.0, -3.0, -3.0]).reshape(6, 1, 1)
-    >>> block_topk(tokens, tokens, block=2, keep=2).tolist()
-    [[[1, 0], [1, 0], [2, 0]]]
-
-  Source: MoBA: Mixture of Block Attention for Long-Context LLMs (2025), arXiv
-  2502.13189.
-  """
-  rows, columns = _block_sizes(block)
-  asking = _block_means(queries, rows)
-  answering = _block_means(keys, columns)
-  scores = jnp.einsum(
-    '...ihd,...jhd->...hij',
-    asking,
-    answering,
-    preferred_element_type=jnp.float32,
-  )
-  if not 1 <= keep <= scores.shape[-1]:
-    raise ValueError(
-      f'{keep=} must be between 1 and the {scores.shape[-1]} blocks of keys'
-    )
-  if mask is not None:
-    if mask.dtype != jnp.bool_:
-      raise TypeError(f'mask must be Boolean, True takes part: {mask.dtype=}')
-    scores = jnp.where(jnp.broadcast_to(mask, scores.shape), scores, -jnp.inf)
-  best, indices = jax.lax.top_k(jax.lax.stop_gradient(scores), keep)
-  return jnp.where(best > -jnp.inf, indices, -1)
 
 
 def attend_blocks(
@@ -138,35 +79,9 @@ def attend_blocks(
     >>> attend_blocks(0 * tokens, tokens, tokens, own, block=2).ravel().tolist()
     [0.5, 0.5, 2.5, 2.5]
   """
-  plan, arrays = laid_out_blocks(
+  return attended_blocks(
     queries, keys, values, block_indices, block, scale, precision
-  )
-  lead = (*queries.shape[:-3], queries.shape[-2])
-  n, m = queries.shape[-3], keys.shape[-3]
-  whole = n % plan.rows == 0 and m % plan.columns == 0
-  count = -(-m // plan.columns)
-
-  def chosen(arrays):
-    attended = sparse_attention(plan, *arrays)
-    return heads_last(attended.messages, lead[:-1], lead[-1])
-
-  if not whole or block_indices.shape[-1] < DENSE_SHARE * count:
-    return chosen(arrays)
-
-  def everything(_):
-    return attend_in_chunks(
-      queries,
-      keys,
-      values,
-      mask=block_mask(block_indices, count),
-      scale=plan.scale,
-      precision=precision,
-      tile=(plan.rows, plan.columns),
-    ).messages
-
-  # Wide rows may hold little.
-  share = jnp.mean(kept_share(block_indices, count))
-  return jax.lax.cond(share >= DENSE_SHARE, everything, chosen, arrays)
+  ).messages
 
 
 def attend_image_blocks(
@@ -219,52 +134,46 @@ def attend_image_blocks(
   return messages.reshape(n, t, *messages.shape[1:])
 
 
-def block_mask(
-  block_indices: Int[Array, '*b i k'], count: int
-) -> Bool[Array, '*b i {count}']:
-  """The choice as a mask: True where block i names block j.
-
-  Args:
-    block_indices: as `attend_blocks` takes them.
-    count: blocks of keys.
-
-  Returns:
-    The mask of blocks.
-
-  Example:
-    >>> block_mask(jnp.array([[1, -1], [2, 0]]), 3).tolist()
-    [[False, True, False], [True, False, True]]
-  """
-  named = block_indices[..., None] == jnp.arange(count).reshape(
-    (1,) * block_indices.ndim + (count,)
+def attended_blocks(
+  queries, keys, values, block_indices, block, scale, precision
+) -> Attended:
+  """Messages (*b, n, h, f) and normalisers (*b, n, h) of `attend_blocks`."""
+  plan, arrays = laid_out_blocks(
+    queries, keys, values, block_indices, block, scale, precision
   )
-  return jnp.any(named, axis=-2)
+  lead = (*queries.shape[:-3], queries.shape[-2])
+  n, m = queries.shape[-3], keys.shape[-3]
+  whole = n % plan.rows == 0 and m % plan.columns == 0
+  count = -(-m // plan.columns)
 
+  def chosen(arrays):
+    attended = sparse_attention(plan, *arrays)
+    return Attended(*(heads_last(x, lead[:-1], lead[-1]) for x in attended))
 
-def kept_share(
-  block_indices: Int[Array, '*b i k'], count: int
-) -> Float[Array, '*b']:
-  """The share of all pairs of blocks that the choice keeps.
+  if not whole or block_indices.shape[-1] < DENSE_SHARE * count:
+    return chosen(arrays)
 
-  Args:
-    block_indices: as `attend_blocks` takes them.
-    count: blocks of keys.
+  def everything(_):
+    return attend_in_chunks(
+      queries,
+      keys,
+      values,
+      mask=block_mask(block_indices, count),
+      scale=plan.scale,
+      precision=precision,
+      tile=(plan.rows, plan.columns),
+    )
 
-  Returns:
-    A number between zero and one for every leading index.
-
-  Example:
-    >>> float(kept_share(jnp.array([[1, -1], [2, 0]]), 3))
-    0.5
-  """
-  return jnp.mean(block_mask(block_indices, count), axis=(-2, -1))
+  # Wide rows may hold little.
+  share = jnp.mean(kept_share(block_indices, count))
+  return jax.lax.cond(share >= DENSE_SHARE, everything, chosen, arrays)
 
 
 def laid_out_blocks(
   queries, keys, values, block_indices, block, scale, precision, shares=1
 ) -> tuple[BlockPlan, tuple[Array, Array, Array, Array]]:
   """The plan and the arrays of `sparse_attention` from those above."""
-  rows, columns = _block_sizes(block)
+  rows, columns = block_sizes(block)
   _check(queries, keys, values, block_indices, rows)
   lead = (*queries.shape[:-3], queries.shape[-2])
   indices, indices_of = sharing(block_indices, lead)
@@ -286,32 +195,6 @@ def laid_out_blocks(
     heads_first(keys.astype(dtype)),
     heads_first(values),
     indices,
-  )
-
-
-def _block_sizes(block: int | tuple[int, int]) -> tuple[int, int]:
-  rows, columns = (block, block) if isinstance(block, int) else block
-  if rows < 1 or columns < 1:
-    raise ValueError(f'{block=} must be at least 1')
-  return rows, columns
-
-
-def _block_means(tokens: Array, size: int) -> Array:
-  """Means over blocks of the axis third from the end, float32."""
-  length = tokens.shape[-3]
-  blocks = -(-length // size)
-  padding = [(0, 0)] * tokens.ndim
-  padding[-3] = (0, blocks * size - length)
-  sums = jnp.sum(
-    jnp.pad(tokens, padding).reshape(
-      *tokens.shape[:-3], blocks, size, *tokens.shape[-2:]
-    ),
-    axis=-3,
-    dtype=jnp.float32,
-  )
-  there = jnp.minimum(size, length - size * jnp.arange(blocks))
-  return sums / there[:, None, None].astype(jnp.float32).reshape(
-    (1,) * (sums.ndim - 3) + (blocks, 1, 1)
   )
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from msba_jax.layers.attention import attention_weights, weighted_sum
-from msba_jax.layers.sparse import block_topk
+from msba_jax.layers.block_choice import block_topk
 from msba_jax.models.bcp import ContextKeys, context_keys
 from msba_jax.models.blocks import (
   FeedForward,

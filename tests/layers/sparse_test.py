@@ -268,52 +268,6 @@ def test_image_blocks_are_blocks_of_their_tokens(rng):
   assert np.all(np.asarray(messages[1]) == 0)
 
 
-@pytest.mark.parametrize(('n', 'm'), [(6, 8), (7, 7)])
-def test_block_topk_ranks_the_products_of_means(variant, rng, n, m):
-  queries, keys, _ = arrays(rng, n, m, lead=(2,))
-  found = variant(functools.partial(sparse.block_topk, block=(3, 2), keep=3))(
-    queries, keys
-  )
-
-  def means(x, size):
-    x = np.asarray(x, np.float64)
-    starts = range(0, x.shape[1], size)
-    return np.stack([x[:, i : i + size].mean(1) for i in starts], axis=1)
-
-  scores = np.einsum(
-    'bihd,bjhd->bhij', means(queries, 3), means(keys, 2)
-  )  # fmt: skip
-  np.testing.assert_array_equal(
-    found, np.argsort(-scores, axis=-1, kind='stable')[..., :3]
-  )
-
-
-def test_block_topk_chooses_nothing_that_is_masked(rng):
-  queries, keys, _ = arrays(rng, 6, 8)
-  mask = jnp.asarray(rng.random((3, 4)) < 0.6).at[1].set(False)
-  found = np.asarray(
-    sparse.block_topk(queries, keys, block=2, keep=4, mask=mask)
-  )
-  chosen = np.asarray(sparse.block_mask(jnp.asarray(found), 4))
-  np.testing.assert_array_equal(chosen, np.broadcast_to(mask, chosen.shape))
-  assert np.all(found[:, 1] == -1)
-
-
-@hypothesis.given(seed=st.integers(0, 99), keep=st.integers(1, 5))
-def test_the_mask_of_a_choice_and_its_share(seed, keep):
-  rng = np.random.default_rng(seed)
-  indices = rng.integers(-1, 5, (2, 3, keep))
-  mask = np.zeros((2, 3, 4), bool)
-  for place in np.ndindex(indices.shape):
-    if 0 <= indices[place] < 4:
-      mask[place[0], place[1], indices[place]] = True
-  indices = jnp.asarray(indices)
-  np.testing.assert_array_equal(sparse.block_mask(indices, 4), mask)
-  np.testing.assert_allclose(
-    sparse.kept_share(indices, 4), mask.mean((1, 2)), atol=1e-7
-  )
-
-
 @pytest.mark.usefixtures('unchecked')
 def test_wrong_shapes_are_named(rng):
   queries, keys, values = arrays(rng, 6, 8)
@@ -327,7 +281,3 @@ def test_wrong_shapes_are_named(rng):
     attend(indices, block=0)
   with pytest.raises(ValueError, match='do not fit together'):
     sparse.attend_blocks(queries, keys[..., :2], values, indices, block=2)
-  with pytest.raises(ValueError, match='keep=5 must be between 1 and the 4'):
-    sparse.block_topk(queries, keys, block=2, keep=5)
-  with pytest.raises(TypeError, match='mask must be Boolean'):
-    sparse.block_topk(queries, keys, block=2, keep=2, mask=jnp.ones((3, 4)))

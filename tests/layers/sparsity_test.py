@@ -14,7 +14,8 @@ from jax.test_util import check_grads
 
 from msba_jax.layers import sparsity
 from msba_jax.layers.attention import attend, attention_weights
-from msba_jax.layers.sparse import attend_blocks, block_mask
+from msba_jax.layers.block_choice import block_mask
+from msba_jax.layers.sparse import attend_blocks
 
 
 def draw(rng, *shape):

@@ -1,0 +1,153 @@
+r"""Attention that is exact in chosen blocks and reads the others by their mean.
+
+Leaving out most of the keys is right where attention has them for nothing. If
+it is spread widely, much is lost with them, whichever are chosen. Here a block
+that is not chosen stays, as its mean key and its mean value with the weight of
+as many tokens: softmax attention over all keys whose scores are averaged inside
+those blocks.
+
+Attributes:
+  attend_blocks_and_means: such attention.
+  weights_by_block: dense attention weights, and what the means would have.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from msba_jax.layers.block_choice import block_mask, block_means, block_sizes
+from msba_jax.layers.chunked import attend_in_chunks
+from msba_jax.layers.online import Attended, merge_attended
+from msba_jax.layers.sparse import attended_blocks
+
+__all__ = ['attend_blocks_and_means', 'weights_by_block']
+
+
+def attend_blocks_and_means(
+  queries: Float[Array, '*b n h d'],
+  keys: Float[Array, '*b m h d'],
+  values: Float[Array, '*b m h f'],
+  block_indices: Int[Array, '...'],
+  *,
+  block: int | tuple[int, int],
+  scale: float | None = None,
+  precision: jax.lax.PrecisionLike = None,
+) -> Float[Array, '*b n h f']:
+  r"""`attend_blocks` in which the blocks that are not named keep their means.
+
+      p[n,m] ∝ exp(scale · q[n]·k[m])        where m's block is named
+      p[n,m] ∝ exp(scale · q[n]·k̄[block])    elsewhere
+      o[n]   = Σ_m p[n,m] v[m]
+
+  With Z and Z_d the normalisers of these weights and of dense attention,
+  KL(p‖dense) = log Z_d / Z, since the scores of a block deviate from their mean
+  by zero on average; Z ≤ Z_d, since exp is convex. A mean costs as much as one
+  token. First derivatives only.
+
+  Args:
+    queries: what asks, in blocks of neighbours on the axis n.
+    keys: what answers, in blocks on the axis m.
+    values: what is read.
+    block_indices: broadcasts to (*b, h, blocks of queries, k), as for
+      `attend_blocks`; a block of queries that names none reads means alone.
+    block: tokens of a block of queries and of keys, or one number for both; the
+      last block may be smaller.
+    scale: factor of the products; None is 1/√d.
+    precision: of the matrix products, as in `jax.lax.dot_general`.
+
+  Returns:
+    Messages in the dtype of the values.
+
+  Raises:
+    ValueError: the shapes do not fit together.
+    TypeError: the indices are not integers.
+
+  Example:
+    >>> tokens = jnp.array([0.0, 4.0, 1.0, 1.0]).reshape(4, 1, 1)
+    >>> first = jnp.array([[0], [0]])
+    >>> read = attend_blocks_and_means(
+    ...   0 * tokens, tokens, tokens, first, block=2
+    ... )
+    >>> read.ravel().tolist()
+    [1.5, 1.5, 1.5, 1.5]
+
+  Source: of this project. Means of blocks beside chosen tokens are also read by
+  Native Sparse Attention (2025), arXiv 2502.11089, as attention of its own.
+  """
+  scale = 1 / math.sqrt(queries.shape[-1]) if scale is None else scale
+  rows, columns = block_sizes(block)
+  named = attended_blocks(
+    queries, keys, values, block_indices, block, scale, precision
+  )
+  n, m = queries.shape[-3], keys.shape[-3]
+  means = block_means(keys, columns), block_means(values, columns)
+  count = means[0].shape[-3]
+  left, tile = ~block_mask(block_indices, count), (rows, 1)
+  if n % rows:
+    left, tile = jnp.repeat(left, rows, axis=-2)[..., :n, :], (1, 1)
+  bias = None
+  if m % columns:
+    bias = jnp.zeros((1, count)).at[0, -1].set(math.log(m % columns / columns))
+  rest = attend_in_chunks(
+    queries,
+    means[0].astype(keys.dtype),
+    means[1].astype(values.dtype),
+    mask=left,
+    bias=bias,
+    scale=scale,
+    precision=precision,
+    tile=tile,
+  )
+  rest = Attended(rest.messages, rest.normalizer + math.log(columns))
+  return merge_attended(named, rest).messages.astype(values.dtype)
+
+
+def weights_by_block(
+  queries: Float[Array, '*b i h d'],
+  keys: Float[Array, '*b m h d'],
+  *,
+  block: int,
+  scale: float | None = None,
+  precision: jax.lax.PrecisionLike = None,
+) -> tuple[Float[Array, '*b h i j t'], Float[Array, '*b h i j']]:
+  r"""Dense attention weights of a few queries, and what the means would have.
+
+  What attention loses if block j is left to its mean is, of all weight,
+  Σ_t a[i,j,t] − t · c[i,j], which is never negative.
+
+  Args:
+    queries: what asks; the product i · m is held in memory.
+    keys: what answers, in blocks on the axis m.
+    block: tokens of a block, t; divides m.
+    scale: factor of the products; None is 1/√d.
+    precision: of the matrix products, as in `jax.lax.dot_general`.
+
+  Returns:
+    a, the softmax over all keys, by blocks; and c, the weight that a token of a
+    block has if all its keys are the mean of them, over the same normaliser.
+    Both in float32.
+
+  Raises:
+    ValueError: the block does not divide the keys.
+
+  Example:
+    >>> keys = jnp.log(jnp.array([1.0, 4.0, 1.0, 2.0])).reshape(4, 1, 1)
+    >>> weights, means = weights_by_block(jnp.ones((1, 1, 1)), keys, block=2)
+    >>> weights[0, 0].tolist(), means[0, 0].round(3).tolist()
+    ([[0.125, 0.5], [0.125, 0.25]], [0.25, 0.177])
+  """
+  m = keys.shape[-3]
+  if block < 1 or m % block:
+    raise ValueError(f'{block=} must divide the {m} keys')
+  logits = jnp.einsum(
+    '...ihd,...mhd->...him',
+    queries,
+    keys,
+    precision=precision,
+    preferred_element_type=jnp.float32,
+  ) * (1 / math.sqrt(queries.shape[-1]) if scale is None else scale)
+  logits = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+  logits = logits.reshape(*logits.shape[:-1], m // block, block)
+  return jnp.exp(logits), jnp.exp(jnp.mean(logits, axis=-1))
