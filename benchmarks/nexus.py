@@ -8,7 +8,8 @@ dense attention; in a batch, where every image sees the tokens of all, four
 regions of its own and four of other images against all tokens. Dense is
 `jax.nn.dot_product_attention`, and our own `attend`, which runs in chunks. All
 run in turn in this process. Beside the measured ratios stands what is possible
-at all: the share of attention products in the multiply-adds of the block.
+at all: the share of attention products in the multiply-adds of the block. What
+is kept counts the means of the regions that are not, each as a token.
 
 Memory is what XLA reserves for temporary arrays of the compiled function. Its
 FLOPs are printed where the program has no loop, of which a compiler counts one
@@ -70,7 +71,8 @@ class Block(nn.Module):
       messages, told = SparseAttention(
         features // HEAD, self.region, (self.share,)
       )(normal)
-      kept = jnp.mean(told['kept'])
+      # All regions have means, and those of kept ones are masked.
+      kept = jnp.mean(told['kept']) + jnp.prod(told['cut']) / (height * width)
     else:
       tokens = normal.reshape(n, height * width, features)
       heads = (

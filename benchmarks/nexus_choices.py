@@ -8,12 +8,12 @@ runs and images:
 
 1. Do widths of stripes and kept shares differ between plain and crowded ones?
    And how much among the images of a run: the last column, the mean over runs.
-2. Does retrieval suffer when each image gets the choices of another one?
-   Mean of `--shuffles` assignments.
+2. Does retrieval suffer when each image gets the choices of another one: how
+   wide and how many, which regions, or both? Mean of `--shuffles` assignments.
 3. How near is the output of sparse attention to that of dense attention with
    the same parameters and inputs, and at which kept share? How much of the
-   dense attention falls on what is kept, and how much would if as many regions
-   were chosen by that attention itself?
+   dense attention remains by what is kept and by the means of the rest, and how
+   much would if as many regions were chosen for this?
 
 Images are embedded alone (`solo`). Those of 1 and 2 are drawn test scenes.
 """
@@ -28,7 +28,7 @@ import numpy as np
 
 from msba_jax.data.prefetch import load_batch
 from msba_jax.data.scenes.config import PRESETS
-from msba_jax.layers.sparse import block_mask
+from msba_jax.layers.block_choice import block_mask
 from msba_jax.metrics import (
   bootstrap_interval,
   evaluate_retrieval,
@@ -105,16 +105,27 @@ def plain_and_crowded(runs):
       row((name, str(level)), cells, 3, f'{np.mean(spread):.3f}')
 
 
-def shuffled_model(run):
+# What a shuffle exchanges: outputs of modules by name, of methods by name.
+SIZES, REGIONS = {'width', 'ratio'}, {'_chosen'}
+SHUFFLES = {
+  'how wide and how many': SIZES,
+  'which regions': REGIONS,
+  'both': SIZES | REGIONS,
+}
+
+
+def shuffled_model(run, exchanged):
   """`(variables, images, order) → vectors`: image i chooses as `order[i]`."""
 
   @jax.jit
   def apply(variables, images, order):
     def shuffle(forward, arguments, options, context):
       value = forward(*arguments, **options)
-      if context.module.name in ('width', 'ratio'):
-        return value[order]
-      return value
+      # A module is known by its name where it is called as a whole.
+      name = context.method_name
+      if name == '__call__':
+        name = context.module.name
+      return value[order] if name in exchanged else value
 
     with nn.intercept_methods(shuffle):
       return run.embedder.apply(variables, images, solo)[0]
@@ -139,41 +150,44 @@ def scored(run, apply, key=None):
 def exchanged(runs, shuffles):
   """Question 2."""
   print('\n## Choices of other images\n')
-  own, others, labels = [], [], None
-  for run in runs:
-    apply = shuffled_model(run)
-    values, labels = scored(run, apply)
-    own.append(100 * values)
-    keys = map(jax.random.key, range(shuffles))
-    found = [scored(run, apply, key)[0] for key in keys]
-    others.append(100 * np.mean(found, axis=0))
-  own, others = np.stack(own), np.stack(others)
-  print('| mAP, own choices | of others | difference |')
-  print('|---|---|---|')
-  cells = [
-    bootstrap_interval(own, groups=labels, seed=0),
-    bootstrap_interval(others, groups=labels, seed=0),
-    paired_bootstrap(others, own, groups=labels, seed=0),
-  ]
-  row((), cells, 2)
+  print('| of others | mAP, own choices | of others | difference |')
+  print('|---|---|---|---|')
+  for name, parts in SHUFFLES.items():
+    own, others, labels = [], [], None
+    for run in runs:
+      apply = shuffled_model(run, parts)
+      values, labels = scored(run, apply)
+      own.append(100 * values)
+      keys = map(jax.random.key, range(shuffles))
+      found = [scored(run, apply, key)[0] for key in keys]
+      others.append(100 * np.mean(found, axis=0))
+    own, others = np.stack(own), np.stack(others)
+    cells = [
+      bootstrap_interval(own, groups=labels, seed=0),
+      bootstrap_interval(others, groups=labels, seed=0),
+      paired_bootstrap(others, own, groups=labels, seed=0),
+    ]
+    row((name,), cells, 2)
 
 
-def kept_masses(shares, blocks):
-  """Of dense attention, what chosen regions have, and the best of as many."""
-  shares = np.asarray(shares, np.float64)
-  mask = np.asarray(block_mask(blocks, shares.shape[-1]))
-  best = -np.sort(-shares, axis=-1)
-  ranks = np.arange(shares.shape[-1]) < mask.sum(axis=-1, keepdims=True)
+def remaining(seen, blocks):
+  """Of dense attention, what remains with chosen regions, and the best."""
+  attention, of_means = (np.asarray(x, np.float64) for x in seen)
+  masses = attention.sum(axis=-1).mean(axis=1)
+  of_means = attention.shape[-1] * of_means.mean(axis=1)
+  mask = np.asarray(block_mask(blocks, masses.shape[-1]))
+  best = np.argsort(np.argsort(of_means - masses, axis=-1), axis=-1)
+  best = best < mask.sum(axis=-1, keepdims=True)
   return [
-    (x * y).sum(axis=-1).mean(axis=-1)
-    for x, y in ((shares, mask), (best, ranks))
+    np.where(chosen, masses, of_means).sum(axis=-1).mean(axis=-1)
+    for chosen in (mask, best)
   ]
 
 
 def against_dense(runs):
   """Question 3."""
   print('\n## Sparse beside dense, the same parameters\n')
-  print('| level | kept | cosine | relative L1 | mass | of the best |')
+  print('| level | kept | cosine | relative L1 | remains | of the best |')
   print('|---|---|---|---|---|---|')
   rows = {}
   for run in runs:
@@ -199,9 +213,9 @@ def against_dense(runs):
         noted['twin'].clone(dense=True).apply(noted['variables'], *arguments)
       )
       distance = fidelity(np.asarray(sparse), np.asarray(dense))
-      masses = kept_masses(noted['_seen'][1], aux['blocks'])
+      remains = remaining(noted['_seen'][1], aux['blocks'])
       rows.setdefault(path, []).append(
-        np.stack([np.asarray(aux['kept'], np.float64), *distance[:2], *masses])
+        np.stack([np.asarray(aux['kept'], np.float64), *distance[:2], *remains])
       )
   for path, of_runs in rows.items():
     cells = [

@@ -66,6 +66,7 @@ def kept_mass_loss(
   weights: Float[Array, '*b n m'],
   kept: Float[Array, '*#b n m'] | Bool[Array, '*#b n m'],
   *,
+  means: Float[Array, '*#b n m'] | None = None,
   valid: Bool[Array, '*b n'] | None = None,
 ) -> Float[Array, '*b n']:
   r"""KL(sparse‖dense) = −log (Σ_j A_ij M_ij / Σ_j A_ij), unreduced over rows.
@@ -76,9 +77,14 @@ def kept_mass_loss(
   the sparse row is zero where the dense one is not. A millionth is added to
   both sums, so that a row that keeps nothing costs 13.8.
 
+  Where j is a block that is left to its mean and not left out, as in
+  `layers.attend_blocks_and_means`, it keeps the weight C_ij of its mean, and
+  the divergence is −log (Σ_j A_ij M_ij + C_ij (1 − M_ij)) / Σ_j A_ij.
+
   Args:
     weights: A, dense rows.
     kept: M, Boolean, or numbers that have a gradient.
+    means: C, at most A. None: what is not kept has no weight.
     valid: False for rows that count zero, such as those of padding.
 
   Returns:
@@ -107,7 +113,12 @@ def kept_mass_loss(
   kept = jnp.broadcast_to(kept, weights.shape).astype(weights.dtype)
   if valid is not None:
     kept = jnp.where(valid[..., None], kept, 0)
-  mass, total = jnp.sum(weights * kept, axis=-1), jnp.sum(weights, axis=-1)
+    if means is not None:
+      means = jnp.where(valid[..., None], means, 0)
+  remains = weights * kept
+  if means is not None:
+    remains = remains + means * (1 - kept)
+  mass, total = jnp.sum(remains, axis=-1), jnp.sum(weights, axis=-1)
   there = total > 0
   share = (mass + LEAST) / (jnp.where(there, total, 1) + LEAST)
   return jnp.where(there, -jnp.log(jnp.where(there, share, 1)), 0)
@@ -118,7 +129,7 @@ def nexus_losses(
   *,
   ratio: float = 8.0,
   target: float = 0.2,
-  mass: float = 0.25,
+  mass: float = 1.0,
   width: float = 4.0,
   width_target: float = 0.75,
   narrowing: float = 1.0,
@@ -160,7 +171,7 @@ def nexus_losses(
   Example:
     >>> from msba_jax.losses import proxy_anchor
     >>> [(t.name, t.weight) for t in nexus_losses(proxy_anchor)][3:]
-    [('ratio', 8.0), ('mass', 0.25), ('width', 4.0), ('narrowing', 1.0)]
+    [('ratio', 8.0), ('mass', 1.0), ('width', 4.0), ('narrowing', 1.0)]
   """
   check_weight(ratio=ratio, mass=mass, width=width, narrowing=narrowing)
   for name, share in (('target', target), ('width_target', width_target)):

@@ -119,5 +119,7 @@ def published_mixers(region: int) -> dict[str, tuple[Mixer, ...]]:
   return {
     'dense': (functools.partial(GridAttention, 2),),
     'stripes': (functools.partial(CrossWindowAttention, (1, 1, 0, 0), (2,)),),
-    'routing': (functools.partial(SparseAttention, 2, region, (1 / 4,)),),
+    'routing': (
+      functools.partial(SparseAttention, 2, region, (1 / 4,), means=False),
+    ),
   }

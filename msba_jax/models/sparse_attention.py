@@ -13,13 +13,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from msba_jax.layers.attention import attend
+from msba_jax.layers.block_choice import block_mask, block_means
+from msba_jax.layers.block_means import (
+  attend_blocks_and_means,
+  weights_by_block,
+)
 from msba_jax.layers.choice import straight_through
-from msba_jax.layers.sparse import attend_blocks, block_mask
+from msba_jax.layers.sparse import attend_blocks
 from msba_jax.layers.sparsity import (
   keep_counts,
   row_statistics,
   soft_keep,
-  sparse_weights,
   topk_indices,
 )
 from msba_jax.losses.sparsity import kept_mass_loss
@@ -32,34 +36,43 @@ from msba_jax.models.size_logits import SizeLogits
 
 __all__ = ['SparseAttention', 'region_side']
 
+# With fewer regions, of which the own one is always kept, a share of them is
+# hardly a choice.
+LEAST_REGIONS = 9
+# Of the attention of a row: what a closer look at a region gives counts as
+# nothing below it.
+LEAST_LOSS = 1e-4
+
 
 def region_side(height: int, width: int, most: int) -> int:
   """The largest side of square regions, up to `most`, that tile a grid.
 
-  One region alone would leave nothing to choose: there are at least two, if
-  the grid has two tokens.
+  There are at least nine, if the grid has as many tokens.
   """
   sides = (s for s in range(1, most + 1) if not (height % s or width % s))
-  return max((s for s in sides if s * s < height * width), default=1)
+  enough = (s for s in sides if height * width >= LEAST_REGIONS * s * s)
+  return max(enough, default=1)
 
 
 class SparseAttention(nn.Module):
   r"""Tokens look at the regions that their own region finds important.
 
-  The grid is cut into square regions. Region i scores region j by the product
-  of mean query and mean key, S_ij; a small network reads the entropy, maximum
-  and deviation of the row S_i and says which share ρ_i of all regions the row
-  keeps, among them always its own; softmax attention runs over the tokens of
-  the kept regions, and only those are gathered.
+  The grid is cut into square regions. The mean query of region i attends
+  densely; P_ij is the weight that falls on region j, the mean over heads, and
+  C_ij what would fall on it if all its keys were their mean. Of all regions
+  those are kept for whose mean is the worst stand-in, by S_ij = log(P_ij −
+  C_ij); a small network reads the entropy, maximum and deviation of the row S_i
+  and says which share ρ_i the row keeps, among them always its own. Tokens
+  attend to the tokens of the kept regions and to the means of the others
+  (`layers.attend_blocks_and_means`), and only what is kept is gathered.
 
   Where there is a key 'dropout', as in training, ρ_i is drawn by a Gumbel
   softmax with a straight-through gradient. What the choice is worth is measured
-  at one token of every region, drawn anew in training: P_ij is the share of its
-  dense attention that falls on region j, the mean over heads. The choice itself
-  has no gradient, so that one is lent to it: attention among means of regions
-  under the mask,
+  at one token of every region, drawn anew in training, that attends densely
+  with weights a_t, or c_j for a token of region j that is left to its mean. The
+  choice itself has no gradient, so that of this token is lent to it:
 
-      m̃_i = Σ_j P_ij M_ij v̄_j / Σ_j P_ij M_ij,
+      p_t = M_ij a_t + (1 − M_ij) c_j,   m̃_i = Σ_t p_t v_t / Σ_t p_t
 
   of which the value is not added and the gradient by M is.
 
@@ -69,19 +82,24 @@ class SparseAttention(nn.Module):
       tile the grid, or would be all of it.
     ratios: candidates of ρ; a single one is not chosen.
     temperature: of the Gumbel softmax and of the mask's gradient.
+    means: whether regions that are not kept are read by their mean. Without,
+      they are left out (C = 0), and S_ij is the product of mean query and mean
+      key, q̄_i·k̄_j/√d. Regions of single tokens have no other mean than
+      themselves and are left out too.
     dense: attends to everything with the same parameters, and tells how far the
       choice would be from it.
     keys: makes the module of the keys; None is a plain projection.
 
   Source: BiFormer: Vision Transformer with Bi-Level Routing Attention (2023),
-  arXiv 2303.08810, for regions by products of means; MoBA (2025), arXiv
-  2502.13189. The network is that of this project.
+  arXiv 2303.08810, for regions that choose regions; MoBA (2025), arXiv
+  2502.13189. What a mean loses, and the network, are of this project.
   """
 
   num_heads: int = 8
   region: int = 4
   ratios: Sequence[float] = (1 / 8, 1 / 4, 1 / 2, 1.0)
   temperature: float = 1.0
+  means: bool = True
   dense: bool = False
   keys: KeyProjection | None = None
 
@@ -96,10 +114,10 @@ class SparseAttention(nn.Module):
 
     Returns:
       The messages, and `kept` (n,), the share of pairs of regions that is
-      kept; `divergence` (n,), −log of the dense attention that falls on them,
-      Σ_j P_ij M_ij, the mean over rows; `blocks` (n, i, i), the kept regions
-      of each region by importance, −1 behind them; `cut` (2,), regions along
-      each side.
+      kept; `divergence` (n,), −log of the dense attention that remains, as
+      `losses.kept_mass_loss` has it, the mean over rows; `blocks` (n, i, i),
+      the regions that each keeps, best first, −1 behind them; `cut` (2,),
+      regions along each side.
 
     Raises:
       ValueError: a ratio is not in (0, 1], or the heads do not divide the
@@ -109,47 +127,44 @@ class SparseAttention(nn.Module):
       raise ValueError(f'ratios must lie in (0, 1]: {self.ratios=}')
     n, height, width, features = grid.shape
     side = region_side(height, width, self.region)
-    projected = [
-      _to_regions(x.reshape(grid.shape), side)
+    block = side * side
+    queries, keys, values = (
+      split_heads(_to_regions(x.reshape(grid.shape), side), self.num_heads)
       for x in queries_keys_values(
         grid.reshape(n, height * width, features),
         features,
         self.keys,
         grid=(height, width),
       )
-    ]
-    means = [
-      jnp.mean(x.reshape(n, -1, side * side, features), axis=2)
-      for x in projected
-    ]
-    scores = jnp.einsum(
-      'nid,njd->nij', *means[:2], preferred_element_type=jnp.float32
-    ) / math.sqrt(features)
+    )
+    scores = self._scores(queries, keys, block)
     count = scores.shape[-1]
     ratio = self._ratio(jax.lax.stop_gradient(scores))
-    own = jnp.arange(count)
-    indices = topk_indices(
-      jax.lax.stop_gradient(scores),
-      keep_counts(jax.lax.stop_gradient(ratio), count),
-      own=own,
-    )
+    indices = self._chosen(scores, ratio)
     hard = block_mask(indices, count).astype(jnp.float32)
 
     def kept(scores: Array) -> Array:
-      soft = soft_keep(scores, ratio * count, self.temperature, own=own)
+      soft = soft_keep(
+        scores, ratio * count, self.temperature, own=jnp.arange(count)
+      )
       return straight_through(hard, soft)
 
-    queries, keys, values = (split_heads(x, self.num_heads) for x in projected)
-    seen = jax.lax.stop_gradient(self._seen(queries, keys, count))
+    seen = jax.tree.map(jax.lax.stop_gradient, self._seen(queries, keys, block))
     if self.dense:
       messages = attend(queries, keys, values)
     else:
-      messages = attend_blocks(
-        queries, keys, values, indices[:, None], block=side * side
-      )
-      messages = messages + _lent(kept(scores), seen, means[2], messages)
+      reads = attend_blocks
+      if self._reads_means(block):
+        reads = attend_blocks_and_means
+      messages = reads(queries, keys, values, indices[:, None], block=block)
+      messages = messages + _lent(kept(scores), seen, values)
     messages = _to_grid(messages.reshape(n, -1, features), grid, side)
-    divergence = kept_mass_loss(seen, kept(jax.lax.stop_gradient(scores)))
+    attention, of_means = seen
+    divergence = kept_mass_loss(
+      jnp.mean(jnp.sum(attention, axis=-1), axis=1),
+      kept(jax.lax.stop_gradient(scores)),
+      means=block * jnp.mean(of_means, axis=1),
+    )
     return nn.Dense(features, name='out')(messages), {
       # Budget and divergence are a matter of ρ alone. Were scores and attention
       # to learn from them, all would look at one and the same region.
@@ -186,41 +201,69 @@ class SparseAttention(nn.Module):
     )
     return jnp.einsum('nik,k->ni', chosen, candidates)
 
-  def _seen(self, queries: Array, keys: Array, count: int) -> Array:
-    """P (n, i, j): of what a token of region i sees, the share in region j."""
+  def _reads_means(self, block: int) -> bool:
+    return self.means and block > 1
+
+  def _scores(self, queries: Array, keys: Array, block: int) -> Array:
+    """S (n, i, j): what a closer look of region i at region j gives."""
+    asking = block_means(queries, block)
+    if not self._reads_means(block):
+      heads, features = queries.shape[2:]
+      return jnp.einsum(
+        'nihf,njhf->nij', asking, block_means(keys, block)
+      ) / math.sqrt(heads * features)
+    attention, of_means = weights_by_block(asking, keys, block=block)
+    lost = jnp.sum(attention, axis=-1) - block * of_means
+    return jnp.log(jnp.maximum(jnp.mean(lost, axis=1), 0) + LEAST_LOSS)
+
+  def _chosen(self, scores: Array, ratio: Array) -> Array:
+    """The kept regions (n, i, j), best first, −1 behind them."""
+    scores, ratio = map(jax.lax.stop_gradient, (scores, ratio))
+    count = scores.shape[-1]
+    return topk_indices(
+      scores, keep_counts(ratio, count), own=jnp.arange(count)
+    )
+
+  def _seen(
+    self, queries: Array, keys: Array, block: int
+  ) -> tuple[Array, Array]:
+    """Weights a (n, h, i, j, t) and c (n, h, i, j) of a token of region i."""
     n, t, h, f = queries.shape
-    place = jnp.full((n, count), t // count // 2)
+    place = jnp.full((n, t // block), block // 2)
     if self.has_rng('dropout'):
       place = jax.random.randint(
-        self.make_rng('dropout'), place.shape, 0, t // count
+        self.make_rng('dropout'), place.shape, 0, block
       )
     asking = jnp.take_along_axis(
-      queries.reshape(n, count, t // count, h, f),
+      queries.reshape(n, t // block, block, h, f),
       place[:, :, None, None, None],
       axis=2,
     )
-    logits = jnp.einsum(
-      'nihf,nthf->nhit',
-      asking[:, :, 0],
-      keys,
-      preferred_element_type=jnp.float32,
-    ) / math.sqrt(f)
-    attention = jax.nn.softmax(logits, axis=-1)
-    shares = attention.reshape(n, h, count, count, t // count)
-    return jnp.mean(jnp.sum(shares, axis=-1), axis=1)
+    attention, of_means = weights_by_block(asking[:, :, 0], keys, block=block)
+    if not self._reads_means(block):
+      of_means = jnp.zeros_like(of_means)
+    return attention, of_means
 
 
-def _lent(kept: Array, seen: Array, means: Array, messages: Array) -> Array:
-  """Zero, with the gradient that attention among means has by the mask."""
-  coarse = jnp.einsum(
-    'nij,njd->nid',
-    sparse_weights(seen, kept),
-    jax.lax.stop_gradient(means).astype(jnp.float32),
+def _lent(kept: Array, seen: tuple[Array, Array], values: Array) -> Array:
+  """Zero, with the gradient by the choice of the messages to some tokens.
+
+  Those to the token of a region stand for all of its tokens.
+  """
+  attention, of_means = seen
+  n, block = values.shape[0], attention.shape[-1]
+  of_means = of_means[..., None]
+  weights = of_means + kept[:, None, ..., None] * (attention - of_means)
+  messages = jnp.einsum(
+    'nhijt,njthf->nihf',
+    weights,
+    jax.lax.stop_gradient(values).reshape(n, -1, block, *values.shape[2:]),
+    preferred_element_type=jnp.float32,
   )
-  n, t, h, f = messages.shape
-  coarse = coarse.astype(messages.dtype).reshape(n, -1, h, f)
-  coarse = jnp.repeat(coarse, t // coarse.shape[1], axis=1)
-  return straight_through(jnp.zeros_like(coarse), coarse)
+  total = jnp.sum(weights, axis=(-2, -1))
+  messages = messages / jnp.moveaxis(total, 1, 2)[..., None]
+  messages = jnp.repeat(messages.astype(values.dtype), block, axis=1)
+  return straight_through(jnp.zeros_like(messages), messages)
 
 
 def _to_regions(grid: Array, side: int) -> Array:

@@ -123,6 +123,18 @@ def test_the_divergence_equals_the_reference(shape, number, seed):
     )
 
 
+def test_what_is_left_to_its_mean_keeps_weight(rng):
+  weights, kept = rows_and_masks(rng, 3, 5)
+  means = weights * jnp.asarray(rng.random((3, 5)), jnp.float32)
+  valid = jnp.array([True, False, True])
+  found = losses.kept_mass_loss(
+    weights, kept, means=means.at[1].set(jnp.nan), valid=valid
+  )
+  mass = np.where(kept, weights, means).sum(-1)
+  expected = np.where(valid, -np.log(mass), 0)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-6)
+
+
 def test_masks_are_shared_by_leading_axes(rng, variant):
   weights, _ = rows_and_masks(rng, 2, 3, 4)
   kept = jnp.asarray(rng.random((1, 3, 4)), jnp.float32)
@@ -206,7 +218,7 @@ def test_the_objective_is_that_of_msba_and_four_terms(out, batch):
   options = {'consistency': 0.3, 'classification_weight': 0.5}
   terms = losses.nexus_losses(loss, width=2.0, **options)
   base = losses.msba_losses(loss, **options)
-  weights = {'ratio': 8.0, 'mass': 0.25, 'width': 2.0, 'narrowing': 1.0}
+  weights = {'ratio': 8.0, 'mass': 1.0, 'width': 2.0, 'narrowing': 1.0}
   assert [(t.name, t.weight) for t in terms] == [
     *((t.name, t.weight) for t in base),
     *weights.items(),

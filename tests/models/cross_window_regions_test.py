@@ -41,8 +41,8 @@ def test_regions_of_every_level_and_what_mixers_tell(levels):
   chex.assert_shape(told['kept'], (2, 3))
   chex.assert_shape(told['stripe'], (2, 3))
   np.testing.assert_array_equal(told['grid'], [[8, 4], [4, 2]])
-  np.testing.assert_array_equal(told['cut'], [[4, 2], [2, 1]])
-  assert [x.shape for x in told['blocks']] == [(3, 8, 8), (3, 2, 2)]
+  np.testing.assert_array_equal(told['cut'], [[8, 4], [4, 2]])
+  assert [x.shape for x in told['blocks']] == [(3, 32, 32), (3, 8, 8)]
   assert params.keys() == {'level_0', 'level_1'}
 
 

@@ -15,10 +15,10 @@ RATIOS = (1 / 4, 1 / 2, 1.0)
 
 
 @functools.cache
-def made(dense=False, ratios=RATIOS):
+def made(dense=False, ratios=RATIOS, means=True):
   """The module, a compiled apply, and parameters without special values."""
-  module = SparseAttention(2, region=2, ratios=ratios, dense=dense)
-  variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4, 8, 8)))
+  module = SparseAttention(2, 2, ratios, means=means, dense=dense)
+  variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 6, 8, 8)))
   apply = jax.jit(lambda v, grid, rngs: module.apply(v, grid, rngs=rngs))
   variables = perturbed(variables, 0.3)
   # Choices that depend on the rows, and not on a bias.
@@ -33,17 +33,41 @@ def made(dense=False, ratios=RATIOS):
 
 @pytest.fixture
 def grid(rng):
-  """Five grids of four rows and eight columns: eight regions of four tokens."""
+  """Five grids of six rows and eight columns: twelve regions of four tokens."""
   scale = np.array([0.2, 1.0, 2.0, 4.0, 0.5]).reshape(5, 1, 1, 1)
-  return jnp.asarray(scale * rng.normal(size=(5, 4, 8, 8)), jnp.float32)
+  return jnp.asarray(scale * rng.normal(size=(5, 6, 8, 8)), jnp.float32)
 
 
 def gelu(x):
   return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def reference(params, grid):
-  """Messages of one image in float64, and how much each region keeps."""
+def dense_weights(query, keys, means):
+  """Of a query, by head and region: weights (h, j, t), and of the means."""
+  found = []
+  for head in range(2):
+    part = slice(4 * head, 4 * head + 4)
+    scored = keys[..., part] @ query[part] / 2
+    averaged = scored.mean(axis=1) if means else np.full(len(scored), -np.inf)
+    total = np.exp(scored).sum()
+    found.append((np.exp(scored) / total, np.exp(averaged) / total))
+  return [np.stack(x) for x in zip(*found, strict=True)]
+
+
+def importance(parts, means):
+  """What regions are chosen by (i, j)."""
+  averages = parts.mean(axis=1)
+  if not means:
+    return averages[:, 0] @ averages[:, 1].T / np.sqrt(averages.shape[-1])
+  rows = []
+  for average in averages:
+    weights, of_means = dense_weights(average[0], parts[:, :, 1], means)
+    rows.append((weights.sum(-1) - 4 * of_means).mean(0))
+  return np.log(np.array(rows) + 1e-4)
+
+
+def reference(params, grid, means):
+  """Messages of one image in float64, what is kept, and the divergence."""
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   height, width, d = grid.shape
   qkv = np.asarray(grid, np.float64) @ params['qkv']['kernel']
@@ -54,10 +78,9 @@ def reference(params, grid):
     for x in range(0, width, 2)
   ]
   parts = np.array([[qkv[at] for at in region] for region in regions])
-  means = parts.mean(axis=1)
-  scores = means[:, 0] @ means[:, 1].T / np.sqrt(d)
-  count = len(regions)
+  scores, count = importance(parts, means), len(regions)
   messages, kept = np.zeros((height, width, d)), np.zeros((count, count), bool)
+  divergence = []
   for i, row in enumerate(scores):
     weights = np.exp(row - row.max())
     weights = weights / weights.sum()
@@ -79,38 +102,33 @@ def reference(params, grid):
     nearest = np.argmin(np.abs(np.log2(RATIOS) - wanted))
     keep = int(np.ceil(RATIOS[nearest] * count - 1e-9))
     order = [i] + [j for j in np.argsort(-row, kind='stable') if j != i]
-    chosen = order[:keep]
-    kept[i, chosen] = True
-    keys, values = (parts[chosen][:, :, k].reshape(-1, d) for k in (1, 2))
-    for at, query in zip(regions[i], parts[i, :, 0], strict=True):
+    kept[i, order[:keep]] = True
+    masses = []
+    for place, at in enumerate(regions[i]):
+      weights, averages = dense_weights(
+        parts[i, place, 0], parts[:, :, 1], means
+      )
+      weights = np.where(kept[i][:, None], weights, averages[..., None])
+      masses.append(weights.sum(axis=(1, 2)).mean())
+      weights = weights / weights.sum(axis=(1, 2), keepdims=True)
       for head in range(2):
         part = slice(4 * head, 4 * head + 4)
-        scored = keys[:, part] @ query[part] / 2
-        attention = np.exp(scored - scored.max())
-        messages[at][part] = attention @ values[:, part] / attention.sum()
+        messages[at][part] = np.einsum(
+          'jt,jtf->f', weights[head], parts[:, :, 2, part]
+        )
+    # The third token stands for all; the millionth is of `kept_mass_loss`.
+    divergence.append(-np.log((masses[2] + 1e-6) / (1 + 1e-6)))
   out = messages @ params['out']['kernel'] + params['out']['bias']
-  # The millionth that `kept_mass_loss` adds.
-  share = ((seen(parts) * kept).sum(axis=1) + 1e-6) / (1 + 1e-6)
-  return out, kept, -np.log(share).mean()
+  return out, kept, np.mean(divergence)
 
 
-def seen(parts):
-  """What the third token of a region sees of each, the mean over heads."""
-  shares = np.zeros((len(parts), len(parts)))
-  for i, region in enumerate(parts):
-    for head in range(2):
-      part = slice(4 * head, 4 * head + 4)
-      scored = np.exp(parts[:, :, 1, part] @ region[2, 0, part] / 2)
-      shares[i] += scored.sum(axis=1) / scored.sum() / 2
-  return shares
-
-
-def test_values_and_what_is_told(grid):
-  _, apply, variables = made()
+@pytest.mark.parametrize('means', [True, False])
+def test_values_and_what_is_told(grid, means):
+  _, apply, variables = made(means=means)
   messages, told = apply(variables, grid, None)
   shares = set()
   for i in range(len(grid)):
-    expected, kept, divergence = reference(variables['params'], grid[i])
+    expected, kept, divergence = reference(variables['params'], grid[i], means)
     np.testing.assert_allclose(messages[i], expected, rtol=5e-5, atol=5e-5)
     np.testing.assert_allclose(told['kept'][i], kept.mean(), atol=1e-6)
     np.testing.assert_allclose(
@@ -121,7 +139,7 @@ def test_values_and_what_is_told(grid):
       assert set(names[names >= 0].tolist()) == set(np.flatnonzero(row))
     shares |= set(kept.sum(axis=1).tolist())
   assert len(shares) > 1, 'rows must keep different numbers'
-  np.testing.assert_array_equal(told['cut'], (2, 4))
+  np.testing.assert_array_equal(told['cut'], (3, 4))
 
 
 def test_dense_has_the_same_parameters_and_leaves_nothing_out(grid):
@@ -183,31 +201,50 @@ def test_an_image_is_the_same_in_any_batch(grid):
   np.testing.assert_allclose(changed[1:], messages[1:], rtol=1e-5, atol=2e-5)
 
 
-def test_what_is_left_out_has_no_influence(grid):
-  """Of values; scores see all regions by their means."""
-  _, apply, variables = made(ratios=(1 / 4,))
-  _, told = apply(variables, grid[:1], None)
+@pytest.mark.parametrize('means', [True, False])
+def test_what_is_left_out_has_influence_by_its_mean_alone(grid, means):
+  _, apply, variables = made(ratios=(1 / 4,), means=means)
+  before, told = apply(variables, grid[:1], None)
   blocks = np.asarray(told['blocks'][0])
-  unseen = set(range(8)) - set(blocks[0][blocks[0] >= 0].tolist())
+  unseen = set(range(12)) - set(blocks[0][blocks[0] >= 0].tolist())
   region = unseen.pop()
   y, x = 2 * (region // 4), 2 * (region % 4)
-  # Two tokens change and the mean of the region does not.
-  moved = grid[:1].at[0, y, x, 0].add(1.0).at[0, y, x + 1, 0].add(-1.0)
-  before, _ = apply(variables, grid[:1], None)
-  after, _ = apply(variables, moved, None)
+  # Two tokens change and the mean of the region does not: too little to be
+  # chosen for it.
+  moved = grid[:1].at[0, y, x, 0].add(0.05).at[0, y, x + 1, 0].add(-0.05)
+  after, other = apply(variables, moved, None)
+  np.testing.assert_array_equal(other['blocks'][0, 0], blocks[0])
   np.testing.assert_allclose(after[0, :2, :2], before[0, :2, :2], atol=1e-6)
-  assert np.abs(after - before).max() > 1e-3
+  assert np.abs(after - before).max() > 1e-4
+  shifted = grid[:1].at[0, y : y + 2, x : x + 2, 0].add(0.05)
+  after, other = apply(variables, shifted, None)
+  np.testing.assert_array_equal(other['blocks'][0, 0], blocks[0])
+  change = np.abs(after[0, :2, :2] - before[0, :2, :2]).max()
+  assert change > 1e-4 if means else change < 1e-6
 
 
 def test_regions_tile_any_grid():
   assert region_side(12, 12, 4) == 4
-  assert region_side(6, 9, 4) == 3
+  assert region_side(6, 12, 4) == 2
   assert region_side(7, 5, 4) == 1
-  assert region_side(2, 4, 4) == 2
   # There is something to choose.
-  assert region_side(2, 2, 4) == 1
+  assert region_side(16, 16, 8) == 4
+  assert region_side(8, 8, 8) == 2
   assert region_side(3, 3, 3) == 1
+  assert region_side(2, 2, 4) == 1
   assert region_side(1, 1, 4) == 1
+
+
+def test_regions_of_single_tokens_are_left_out(rng):
+  """Their means would be all of dense attention."""
+  grid = jnp.asarray(rng.normal(size=(2, 3, 3, 8)), jnp.float32)
+  with_means, without = (
+    SparseAttention(2, 4, (1 / 4,), means=means).init_with_output(
+      jax.random.key(0), grid
+    )
+    for means in (True, False)
+  )
+  chex.assert_trees_all_equal(with_means, without)
 
 
 @pytest.mark.parametrize('ratios', [(), (0.0, 1.0), (0.5, 1.5)])
