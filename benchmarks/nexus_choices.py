@@ -106,7 +106,7 @@ def plain_and_crowded(runs):
 
 
 # What a shuffle exchanges: outputs of modules by name, of methods by name.
-SIZES, REGIONS = {'width', 'ratio'}, {'_chosen'}
+SIZES, REGIONS = {'width', 'ratio'}, {'_best_regions'}
 SHUFFLES = {
   'how wide and how many': SIZES,
   'which regions': REGIONS,

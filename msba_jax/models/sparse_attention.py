@@ -140,7 +140,7 @@ class SparseAttention(nn.Module):
     scores = self._scores(queries, keys, block)
     count = scores.shape[-1]
     ratio = self._ratio(jax.lax.stop_gradient(scores))
-    indices = self._chosen(scores, ratio)
+    indices = self._best_regions(scores, ratio)
     hard = block_mask(indices, count).astype(jnp.float32)
 
     def kept(scores: Array) -> Array:
@@ -216,7 +216,7 @@ class SparseAttention(nn.Module):
     lost = jnp.sum(attention, axis=-1) - block * of_means
     return jnp.log(jnp.maximum(jnp.mean(lost, axis=1), 0) + LEAST_LOSS)
 
-  def _chosen(self, scores: Array, ratio: Array) -> Array:
+  def _best_regions(self, scores: Array, ratio: Array) -> Array:
     """The kept regions (n, i, j), best first, −1 behind them."""
     scores, ratio = map(jax.lax.stop_gradient, (scores, ratio))
     count = scores.shape[-1]
