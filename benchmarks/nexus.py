@@ -34,7 +34,11 @@ from msba_jax.models.blocks import (
   queries_keys_values,
   split_heads,
 )
-from msba_jax.models.sparse_attention import SparseAttention
+from msba_jax.models.sparse_attention import (
+  SparseAttention,
+  cell_side,
+  region_side,
+)
 
 HEAD = 32
 # Name, images, grid, width, side of a region.
@@ -71,8 +75,9 @@ class Block(nn.Module):
       messages, told = SparseAttention(
         features // HEAD, self.region, (self.share,)
       )(normal)
-      # All regions have means, and those of kept ones are masked.
-      kept = jnp.mean(told['kept']) + jnp.prod(told['cut']) / (height * width)
+      # All cells have means, and those of kept regions are masked.
+      cell = cell_side(region_side(height, width, self.region))
+      kept = jnp.mean(told['kept']) + 1 / cell**2
     else:
       tokens = normal.reshape(n, height * width, features)
       heads = (

@@ -172,9 +172,9 @@ def exchanged(runs, shuffles):
 
 def remaining(seen, blocks):
   """Of dense attention, what remains with chosen regions, and the best."""
-  attention, of_means = (np.asarray(x, np.float64) for x in seen)
-  masses = attention.sum(axis=-1).mean(axis=1)
-  of_means = attention.shape[-1] * of_means.mean(axis=1)
+  masses, of_means = (
+    np.asarray(x, np.float64).sum(axis=-1).mean(axis=1) for x in seen
+  )
   mask = np.asarray(block_mask(blocks, masses.shape[-1]))
   best = np.argsort(np.argsort(of_means - masses, axis=-1), axis=-1)
   best = best < mask.sum(axis=-1, keepdims=True)

@@ -32,17 +32,18 @@ def attend_blocks_and_means(
   block_indices: Int[Array, '...'],
   *,
   block: int | tuple[int, int],
+  parts: int = 1,
   scale: float | None = None,
   precision: jax.lax.PrecisionLike = None,
 ) -> Float[Array, '*b n h f']:
   r"""`attend_blocks` in which the blocks that are not named keep their means.
 
-      p[n,m] ∝ exp(scale · q[n]·k[m])        where m's block is named
-      p[n,m] ∝ exp(scale · q[n]·k̄[block])    elsewhere
+      p[n,m] ∝ exp(scale · q[n]·k[m])       where m's block is named
+      p[n,m] ∝ exp(scale · q[n]·k̄[part])    elsewhere
       o[n]   = Σ_m p[n,m] v[m]
 
   With Z and Z_d the normalisers of these weights and of dense attention,
-  KL(p‖dense) = log Z_d / Z, since the scores of a block deviate from their mean
+  KL(p‖dense) = log Z_d / Z, since the scores of a part deviate from their mean
   by zero on average; Z ≤ Z_d, since exp is convex. A mean costs as much as one
   token. First derivatives only.
 
@@ -54,6 +55,8 @@ def attend_blocks_and_means(
       `attend_blocks`; a block of queries that names none reads means alone.
     block: tokens of a block of queries and of keys, or one number for both; the
       last block may be smaller.
+    parts: means of a block, each of as many neighbours; divides the keys of a
+      block.
     scale: factor of the products; None is 1/√d.
     precision: of the matrix products, as in `jax.lax.dot_general`.
 
@@ -61,7 +64,8 @@ def attend_blocks_and_means(
     Messages in the dtype of the values.
 
   Raises:
-    ValueError: the shapes do not fit together.
+    ValueError: the shapes do not fit together, or the parts do not divide a
+      block.
     TypeError: the indices are not integers.
 
   Example:
@@ -78,18 +82,21 @@ def attend_blocks_and_means(
   """
   scale = 1 / math.sqrt(queries.shape[-1]) if scale is None else scale
   rows, columns = block_sizes(block)
+  if parts < 1 or columns % parts:
+    raise ValueError(f'{parts=} must divide the {columns} keys of a block')
   named = attended_blocks(
     queries, keys, values, block_indices, block, scale, precision
   )
-  n, m = queries.shape[-3], keys.shape[-3]
-  means = block_means(keys, columns), block_means(values, columns)
+  n, m, size = queries.shape[-3], keys.shape[-3], columns // parts
+  means = block_means(keys, size), block_means(values, size)
   count = means[0].shape[-3]
-  left, tile = ~block_mask(block_indices, count), (rows, 1)
+  left = ~block_mask(block_indices, -(-m // columns))
+  left, tile = jnp.repeat(left, parts, axis=-1)[..., :count], (rows, 1)
   if n % rows:
     left, tile = jnp.repeat(left, rows, axis=-2)[..., :n, :], (1, 1)
   bias = None
-  if m % columns:
-    bias = jnp.zeros((1, count)).at[0, -1].set(math.log(m % columns / columns))
+  if m % size:
+    bias = jnp.zeros((1, count)).at[0, -1].set(math.log(m % size / size))
   rest = attend_in_chunks(
     queries,
     means[0].astype(keys.dtype),
@@ -100,7 +107,7 @@ def attend_blocks_and_means(
     precision=precision,
     tile=tile,
   )
-  rest = Attended(rest.messages, rest.normalizer + math.log(columns))
+  rest = Attended(rest.messages, rest.normalizer + math.log(size))
   return merge_attended(named, rest).messages.astype(values.dtype)
 
 

@@ -2,8 +2,11 @@
 
 Attributes:
   SparseAttention: regions choose regions, and how many.
+  region_side: how large a region is.
+  cell_side: how large a part of it with a mean of its own is.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -34,7 +37,7 @@ from msba_jax.models.blocks import (
 )
 from msba_jax.models.size_logits import SizeLogits
 
-__all__ = ['SparseAttention', 'region_side']
+__all__ = ['SparseAttention', 'cell_side', 'region_side']
 
 # With fewer regions, of which the own one is always kept, a share of them is
 # hardly a choice.
@@ -54,25 +57,34 @@ def region_side(height: int, width: int, most: int) -> int:
   return max(enough, default=1)
 
 
+def cell_side(region: int) -> int:
+  """The largest side up to four that tiles a region; all of it if none does.
+
+  A cell of one token would have no other mean than itself.
+  """
+  return max((s for s in range(2, 5) if region % s == 0), default=region)
+
+
 class SparseAttention(nn.Module):
   r"""Tokens look at the regions that their own region finds important.
 
   The grid is cut into square regions. The mean query of region i attends
   densely; P_ij is the weight that falls on region j, the mean over heads, and
-  C_ij what would fall on it if all its keys were their mean. Of all regions
-  those are kept for whose mean is the worst stand-in, by S_ij = log(P_ij −
-  C_ij); a small network reads the entropy, maximum and deviation of the row S_i
-  and says which share ρ_i the row keeps, among them always its own. Tokens
-  attend to the tokens of the kept regions and to the means of the others
-  (`layers.attend_blocks_and_means`), and only what is kept is gathered.
+  C_ij what would fall on it if the keys of a cell, a square part of the region,
+  were all their mean. Those regions are kept for which means are the worst
+  stand-in, by S_ij = log(P_ij − C_ij); a small network reads the entropy,
+  maximum and deviation of the row S_i and says which share ρ_i the row keeps,
+  among them always its own. Tokens attend to the tokens of the kept regions and
+  to the means of the cells of the others (`layers.attend_blocks_and_means`),
+  and only what is kept is gathered.
 
   Where there is a key 'dropout', as in training, ρ_i is drawn by a Gumbel
   softmax with a straight-through gradient. What the choice is worth is measured
   at one token of every region, drawn anew in training, that attends densely
-  with weights a_t, or c_j for a token of region j that is left to its mean. The
+  with weights a_t, or c_t for a token that is left to the mean of its cell. The
   choice itself has no gradient, so that of this token is lent to it:
 
-      p_t = M_ij a_t + (1 − M_ij) c_j,   m̃_i = Σ_t p_t v_t / Σ_t p_t
+      p_t = M_ij a_t + (1 − M_ij) c_t,   m̃_i = Σ_t p_t v_t / Σ_t p_t
 
   of which the value is not added and the gradient by M is.
 
@@ -82,10 +94,10 @@ class SparseAttention(nn.Module):
       tile the grid, or would be all of it.
     ratios: candidates of ρ; a single one is not chosen.
     temperature: of the Gumbel softmax and of the mask's gradient.
-    means: whether regions that are not kept are read by their mean. Without,
-      they are left out (C = 0), and S_ij is the product of mean query and mean
-      key, q̄_i·k̄_j/√d. Regions of single tokens have no other mean than
-      themselves and are left out too.
+    means: whether regions that are not kept are read by means. Without, they
+      are left out (C = 0), and S_ij is the product of mean query and mean key,
+      q̄_i·k̄_j/√d. Regions of single tokens have no other mean than themselves
+      and are left out too.
     dense: attends to everything with the same parameters, and tells how far the
       choice would be from it.
     keys: makes the module of the keys; None is a plain projection.
@@ -127,9 +139,11 @@ class SparseAttention(nn.Module):
       raise ValueError(f'ratios must lie in (0, 1]: {self.ratios=}')
     n, height, width, features = grid.shape
     side = region_side(height, width, self.region)
-    block = side * side
+    cell, block = cell_side(side), side * side
     queries, keys, values = (
-      split_heads(_to_regions(x.reshape(grid.shape), side), self.num_heads)
+      split_heads(
+        _to_regions(x.reshape(grid.shape), side, cell), self.num_heads
+      )
       for x in queries_keys_values(
         grid.reshape(n, height * width, features),
         features,
@@ -137,7 +151,7 @@ class SparseAttention(nn.Module):
         grid=(height, width),
       )
     )
-    scores = self._scores(queries, keys, block)
+    scores = self._scores(queries, keys, side)
     count = scores.shape[-1]
     ratio = self._ratio(jax.lax.stop_gradient(scores))
     indices = self._best_regions(scores, ratio)
@@ -149,21 +163,21 @@ class SparseAttention(nn.Module):
       )
       return straight_through(hard, soft)
 
-    seen = jax.tree.map(jax.lax.stop_gradient, self._seen(queries, keys, block))
+    seen = jax.tree.map(jax.lax.stop_gradient, self._seen(queries, keys, side))
     if self.dense:
       messages = attend(queries, keys, values)
     else:
       reads = attend_blocks
-      if self._reads_means(block):
-        reads = attend_blocks_and_means
+      if self._reads_means(side):
+        reads = functools.partial(
+          attend_blocks_and_means, parts=(side // cell) ** 2
+        )
       messages = reads(queries, keys, values, indices[:, None], block=block)
       messages = messages + _lent(kept(scores), seen, values)
-    messages = _to_grid(messages.reshape(n, -1, features), grid, side)
-    attention, of_means = seen
+    messages = _to_grid(messages.reshape(n, -1, features), grid, side, cell)
+    masses, of_means = map(_masses, seen)
     divergence = kept_mass_loss(
-      jnp.mean(jnp.sum(attention, axis=-1), axis=1),
-      kept(jax.lax.stop_gradient(scores)),
-      means=block * jnp.mean(of_means, axis=1),
+      masses, kept(jax.lax.stop_gradient(scores)), means=of_means
     )
     return nn.Dense(features, name='out')(messages), {
       # Budget and divergence are a matter of ρ alone. Were scores and attention
@@ -201,20 +215,31 @@ class SparseAttention(nn.Module):
     )
     return jnp.einsum('nik,k->ni', chosen, candidates)
 
-  def _reads_means(self, block: int) -> bool:
-    return self.means and block > 1
+  def _reads_means(self, side: int) -> bool:
+    return self.means and side > 1
 
-  def _scores(self, queries: Array, keys: Array, block: int) -> Array:
+  def _weights(
+    self, asking: Array, keys: Array, side: int
+  ) -> tuple[Array, Array]:
+    """Of queries (n, i, h, f): a and c (n, h, i, j, t), tokens by region."""
+    cell = cell_side(side) ** 2
+    found, of_means = weights_by_block(asking, keys, block=cell)
+    of_means = jnp.broadcast_to(of_means[..., None], found.shape)
+    if not self._reads_means(side):
+      of_means = jnp.zeros_like(found)
+    shape = (*found.shape[:3], -1, side * side)
+    return found.reshape(shape), of_means.reshape(shape)
+
+  def _scores(self, queries: Array, keys: Array, side: int) -> Array:
     """S (n, i, j): what a closer look of region i at region j gives."""
-    asking = block_means(queries, block)
-    if not self._reads_means(block):
+    asking = block_means(queries, side * side)
+    if not self._reads_means(side):
       heads, features = queries.shape[2:]
       return jnp.einsum(
-        'nihf,njhf->nij', asking, block_means(keys, block)
+        'nihf,njhf->nij', asking, block_means(keys, side * side)
       ) / math.sqrt(heads * features)
-    attention, of_means = weights_by_block(asking, keys, block=block)
-    lost = jnp.sum(attention, axis=-1) - block * of_means
-    return jnp.log(jnp.maximum(jnp.mean(lost, axis=1), 0) + LEAST_LOSS)
+    masses, of_means = map(_masses, self._weights(asking, keys, side))
+    return jnp.log(jnp.maximum(masses - of_means, 0) + LEAST_LOSS)
 
   def _best_regions(self, scores: Array, ratio: Array) -> Array:
     """The kept regions (n, i, j), best first, −1 behind them."""
@@ -225,10 +250,11 @@ class SparseAttention(nn.Module):
     )
 
   def _seen(
-    self, queries: Array, keys: Array, block: int
+    self, queries: Array, keys: Array, side: int
   ) -> tuple[Array, Array]:
-    """Weights a (n, h, i, j, t) and c (n, h, i, j) of a token of region i."""
+    """`_weights` of one token of every region."""
     n, t, h, f = queries.shape
+    block = side * side
     place = jnp.full((n, t // block), block // 2)
     if self.has_rng('dropout'):
       place = jax.random.randint(
@@ -239,10 +265,12 @@ class SparseAttention(nn.Module):
       place[:, :, None, None, None],
       axis=2,
     )
-    attention, of_means = weights_by_block(asking[:, :, 0], keys, block=block)
-    if not self._reads_means(block):
-      of_means = jnp.zeros_like(of_means)
-    return attention, of_means
+    return self._weights(asking[:, :, 0], keys, side)
+
+
+def _masses(weights: Array) -> Array:
+  """P or C (n, i, j), the weight of a region, the mean over heads."""
+  return jnp.mean(jnp.sum(weights, axis=-1), axis=1)
 
 
 def _lent(kept: Array, seen: tuple[Array, Array], values: Array) -> Array:
@@ -252,7 +280,6 @@ def _lent(kept: Array, seen: tuple[Array, Array], values: Array) -> Array:
   """
   attention, of_means = seen
   n, block = values.shape[0], attention.shape[-1]
-  of_means = of_means[..., None]
   weights = of_means + kept[:, None, ..., None] * (attention - of_means)
   messages = jnp.einsum(
     'nhijt,njthf->nihf',
@@ -266,15 +293,17 @@ def _lent(kept: Array, seen: tuple[Array, Array], values: Array) -> Array:
   return straight_through(jnp.zeros_like(messages), messages)
 
 
-def _to_regions(grid: Array, side: int) -> Array:
-  """(n, y, x, d) to (n, t, d), the tokens of a region one after another."""
+def _to_regions(grid: Array, side: int, cell: int) -> Array:
+  """(n, y, x, d) to (n, t, d): region by region, and cell by cell in each."""
   n, height, width, d = grid.shape
-  cut = grid.reshape(n, height // side, side, width // side, side, d)
-  return jnp.swapaxes(cut, 2, 3).reshape(n, height * width, d)
+  inner = side // cell, cell
+  cut = grid.reshape(n, height // side, *inner, width // side, *inner, d)
+  return cut.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(n, height * width, d)
 
 
-def _to_grid(tokens: Array, like: Array, side: int) -> Array:
+def _to_grid(tokens: Array, like: Array, side: int, cell: int) -> Array:
   """The inverse of `_to_regions`, in the shape of a grid."""
   n, height, width, d = like.shape
-  cut = tokens.reshape(n, height // side, width // side, side, side, d)
-  return jnp.swapaxes(cut, 2, 3).reshape(n, height, width, d)
+  outer, parts = (height // side, width // side), side // cell
+  cut = tokens.reshape(n, *outer, parts, parts, cell, cell, d)
+  return cut.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(like.shape)

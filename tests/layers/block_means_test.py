@@ -44,21 +44,24 @@ def reference(queries, keys, values, mask, size, scale):
 @hypothesis.given(
   n=st.sampled_from([1, 6, 11]), m=st.sampled_from([1, 9, 12]),
   block=st.sampled_from([(2, 3), (4, 2), (1, 1), (16, 16)]),
-  keep=st.integers(1, 5), large=st.booleans(), seed=st.integers(0, 99),
+  keep=st.integers(1, 5), split=st.booleans(), large=st.booleans(),
+  seed=st.integers(0, 99),
 )  # fmt: skip
-def test_equals_the_reference(n, m, block, keep, large, seed):
+def test_equals_the_reference(n, m, block, keep, split, large, seed):
   rng = np.random.default_rng(seed)
   queries, keys, values = arrays(rng, n, m, lead=(2,))
   queries = queries * (30 if large else 1)
+  parts = {1: 1, 2: 2, 3: 3, 16: 4}[block[1]] if split else 1
+  size = block[1] // parts
   shape = (2, 2, -(-n // block[0]), keep)
   # From −1, which names nothing, to one past the end.
   indices = jnp.asarray(rng.integers(-1, -(-m // block[1]) + 1, shape))
   found = jax.jit(
-    functools.partial(layers.attend_blocks_and_means, block=block)
+    functools.partial(layers.attend_blocks_and_means, block=block, parts=parts)
   )(queries, keys, values, indices)
   mask = np.asarray(token_mask(indices, block, n, m))
   for i in range(2):
-    expected = reference(queries[i], keys[i], values[i], mask[i], block[1], 0.5)
+    expected = reference(queries[i], keys[i], values[i], mask[i], size, 0.5)
     np.testing.assert_allclose(found[i], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -188,6 +191,10 @@ def test_wrong_shapes_are_named(rng):
   with pytest.raises(ValueError, match='block_indices must broadcast'):
     block_means.attend_blocks_and_means(
       queries, keys, values, jnp.zeros((3, 2), jnp.int32), block=3
+    )
+  with pytest.raises(ValueError, match='parts=3 must divide the 2 keys'):
+    block_means.attend_blocks_and_means(
+      queries, keys, values, jnp.zeros((3, 2), jnp.int32), block=2, parts=3
     )
   with pytest.raises(ValueError, match='block=3 must divide the 8 keys'):
     block_means.weights_by_block(queries, keys, block=3)

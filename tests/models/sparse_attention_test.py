@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msba_jax.models.sparse_attention import SparseAttention, region_side
+from msba_jax.models.sparse_attention import (
+  SparseAttention,
+  cell_side,
+  region_side,
+)
 from tests.models.conftest import perturbed
 
 RATIOS = (1 / 4, 1 / 2, 1.0)
@@ -233,6 +237,35 @@ def test_regions_tile_any_grid():
   assert region_side(3, 3, 3) == 1
   assert region_side(2, 2, 4) == 1
   assert region_side(1, 1, 4) == 1
+
+
+def test_cells_tile_a_region():
+  found = [cell_side(region) for region in range(1, 10)]
+  assert found == [1, 2, 3, 4, 5, 3, 7, 4, 3]
+
+
+def test_cells_have_means_of_their_own(rng):
+  """Exact where the tokens of every cell of 4 × 4 are equal."""
+  cells = rng.normal(size=(1, 6, 6, 8))
+  grid = jnp.asarray(cells.repeat(4, axis=1).repeat(4, axis=2), jnp.float32)
+  sparse, dense = (
+    SparseAttention(2, 8, (1 / 9,), dense=dense) for dense in (False, True)
+  )
+  variables = perturbed(sparse.init(jax.random.key(0), grid), 1.0)
+  (found, told), (expected, _) = (
+    x.apply(variables, grid) for x in (sparse, dense)
+  )
+  np.testing.assert_array_equal(told['cut'], (3, 3))
+  np.testing.assert_allclose(told['kept'], 1 / 9, rtol=1e-6)
+  np.testing.assert_allclose(told['divergence'], 0, atol=1e-5)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+  # As it is not where cells are not.
+  moved = jnp.roll(grid, 2, axis=(1, 2))
+  (found, told), (expected, _) = (
+    x.apply(variables, moved) for x in (sparse, dense)
+  )
+  assert told['divergence'].item() > 1e-3
+  assert np.abs(found - expected).max() > 1e-2
 
 
 def test_regions_of_single_tokens_are_left_out(rng):
