@@ -10,6 +10,7 @@ for temporary arrays. Ratios are to the last of all.
 """
 
 import argparse
+import dataclasses
 import functools
 import statistics
 
@@ -52,9 +53,10 @@ def main():
     source = run.experiment.data.open().test.queries
     images = load_batch(source, np.arange(options.images))['image']
     for name, model in models(run):
+      embedder = dataclasses.replace(run.embedder, model=model)
 
-      def embed(variables, images, model=model):
-        return model.apply(variables, images, context=solo)[0]
+      def embed(variables, images, embedder=embedder):
+        return embedder.apply(variables, images, solo)[0]
 
       arguments = run.embedder.variables, images
       bytes_of[name] = compiled_cost(embed, *arguments).temporary_bytes
