@@ -9,7 +9,8 @@ runs and images:
 1. Do widths of stripes and kept shares differ between plain and crowded ones?
    And how much among the images of a run: the last column, the mean over runs.
 2. Does retrieval suffer when each image gets the choices of another one: how
-   wide and how many, which regions, or both? Mean of `--shuffles` assignments.
+   wide and how many, which regions, or both? Mean of `--shuffles` assignments,
+   on `--classes` unseen classes, as many scenes of each as the test has.
 3. How near is the output of sparse attention to that of dense attention with
    the same parameters and inputs, and at which kept share? How much of the
    dense attention remains by what is kept and by the means of the rest, and how
@@ -133,10 +134,25 @@ def shuffled_model(run, exchanged):
   return apply
 
 
-def scored(run, apply, key=None):
+def test_scenes(run, classes):
+  """Those of the run, or of so many classes of the test."""
+  data = run.experiment.data
+  if classes and classes != data.test_classes:
+    data = dataclasses.replace(
+      data,
+      test_classes=classes,
+      test_scenes=classes * (data.test_scenes // data.test_classes),
+      # Drawn with them, and not used.
+      train_scenes=data.train_classes,
+      validation_scenes=data.validation_classes,
+    )
+  return data.open().test.queries
+
+
+def scored(run, apply, source, key=None):
   """AP of every image; with a key, by choices of others of its batch."""
   vectors, labels = [], []
-  for i, batch in enumerate(batches(run.experiment.data.open().test.queries)):
+  for i, batch in enumerate(batches(source)):
     order = jnp.arange(BATCH)
     if key is not None:
       order = jax.random.permutation(jax.random.fold_in(key, i), BATCH)
@@ -147,7 +163,7 @@ def scored(run, apply, key=None):
   return scores['ap'].astype(np.float64), labels
 
 
-def exchanged(runs, shuffles):
+def exchanged(runs, shuffles, classes):
   """Question 2."""
   print('\n## Choices of other images\n')
   print('| of others | mAP, own choices | of others | difference |')
@@ -155,11 +171,11 @@ def exchanged(runs, shuffles):
   for name, parts in SHUFFLES.items():
     own, others, labels = [], [], None
     for run in runs:
-      apply = shuffled_model(run, parts)
-      values, labels = scored(run, apply)
+      apply, source = shuffled_model(run, parts), test_scenes(run, classes)
+      values, labels = scored(run, apply, source)
       own.append(100 * values)
       keys = map(jax.random.key, range(shuffles))
-      found = [scored(run, apply, key)[0] for key in keys]
+      found = [scored(run, apply, source, key)[0] for key in keys]
       others.append(100 * np.mean(found, axis=0))
     own, others = np.stack(own), np.stack(others)
     cells = [
@@ -228,10 +244,11 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('runs', nargs='+', metavar='RUN')
   parser.add_argument('--shuffles', type=int, default=1)
+  parser.add_argument('--classes', type=int)
   options = parser.parse_args()
   runs = [load_run(run) for run in options.runs]
   plain_and_crowded(runs)
-  exchanged(runs, options.shuffles)
+  exchanged(runs, options.shuffles, options.classes)
   against_dense(runs)
 
 
