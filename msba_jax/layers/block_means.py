@@ -142,8 +142,10 @@ def weights_by_block(
   Example:
     >>> keys = jnp.log(jnp.array([1.0, 4.0, 1.0, 2.0])).reshape(4, 1, 1)
     >>> weights, means = weights_by_block(jnp.ones((1, 1, 1)), keys, block=2)
-    >>> weights[0, 0].tolist(), means[0, 0].round(3).tolist()
-    ([[0.125, 0.5], [0.125, 0.25]], [0.25, 0.177])
+    >>> [[round(x, 3) for x in block] for block in weights[0, 0].tolist()]
+    [[0.125, 0.5], [0.125, 0.25]]
+    >>> [round(x, 3) for x in means[0, 0].tolist()]
+    [0.25, 0.177]
   """
   m = keys.shape[-3]
   if block < 1 or m % block:
