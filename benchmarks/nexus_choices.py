@@ -168,16 +168,20 @@ def exchanged(runs, shuffles, classes):
   print('\n## Choices of other images\n')
   print('| of others | mAP, own choices | of others | difference |')
   print('|---|---|---|---|')
+  own, labels = [], None
+  for run in runs:
+    apply, source = shuffled_model(run, set()), test_scenes(run, classes)
+    values, labels = scored(run, apply, source)
+    own.append(100 * values)
+  own = np.stack(own)
   for name, parts in SHUFFLES.items():
-    own, others, labels = [], [], None
+    others = []
     for run in runs:
       apply, source = shuffled_model(run, parts), test_scenes(run, classes)
-      values, labels = scored(run, apply, source)
-      own.append(100 * values)
       keys = map(jax.random.key, range(shuffles))
       found = [scored(run, apply, source, key)[0] for key in keys]
       others.append(100 * np.mean(found, axis=0))
-    own, others = np.stack(own), np.stack(others)
+    others = np.stack(others)
     cells = [
       bootstrap_interval(own, groups=labels, seed=0),
       bootstrap_interval(others, groups=labels, seed=0),

@@ -91,7 +91,7 @@ class SparseAttention(nn.Module):
   Attributes:
     num_heads: number of heads.
     region: largest side of a region, in tokens; smaller where it would not
-      tile the grid, or would be all of it.
+      tile the grid, or leave fewer than nine regions.
     ratios: candidates of ρ; a single one is not chosen.
     temperature: of the Gumbel softmax and of the mask's gradient.
     means: whether regions that are not kept are read by means. Without, they
