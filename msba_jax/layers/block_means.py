@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from msba_jax.layers.attention import attention_scores
 from msba_jax.layers.block_choice import block_mask, block_means, block_sizes
 from msba_jax.layers.chunked import attend_in_chunks
 from msba_jax.layers.online import Attended, merge_attended
@@ -137,7 +138,8 @@ def weights_by_block(
     Both in float32.
 
   Raises:
-    ValueError: the block does not divide the keys.
+    ValueError: the block does not divide the keys, or the shapes do not fit
+      together.
 
   Example:
     >>> keys = jnp.log(jnp.array([1.0, 4.0, 1.0, 2.0])).reshape(4, 1, 1)
@@ -150,13 +152,7 @@ def weights_by_block(
   m = keys.shape[-3]
   if block < 1 or m % block:
     raise ValueError(f'{block=} must divide the {m} keys')
-  logits = jnp.einsum(
-    '...ihd,...mhd->...him',
-    queries,
-    keys,
-    precision=precision,
-    preferred_element_type=jnp.float32,
-  ) * (1 / math.sqrt(queries.shape[-1]) if scale is None else scale)
+  logits = attention_scores(queries, keys, scale=scale, precision=precision)
   logits = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
   logits = logits.reshape(*logits.shape[:-1], m // block, block)
   return jnp.exp(logits), jnp.exp(jnp.mean(logits, axis=-1))
