@@ -228,6 +228,8 @@ def against_dense(runs):
     with nn.intercept_methods(note):
       run.embedder.apply(run.embedder.variables, images['image'], solo)
     for path, noted in found.items():
+      if '_seen' not in noted:
+        continue  # Attends densely.
       arguments, (sparse, aux) = noted['__call__']
       dense, _ = (
         noted['twin'].clone(dense=True).apply(noted['variables'], *arguments)

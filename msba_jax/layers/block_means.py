@@ -11,17 +11,16 @@ Attributes:
   weights_by_block: dense attention weights, and what the means would have.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from msba_jax.layers.attention import attention_scores
 from msba_jax.layers.block_choice import block_mask, block_means, block_sizes
-from msba_jax.layers.chunked import attend_in_chunks
-from msba_jax.layers.online import Attended, merge_attended
-from msba_jax.layers.sparse import attended_blocks
+from msba_jax.layers.block_sparse import sparse_attention
+from msba_jax.layers.chunks import heads_last
+from msba_jax.layers.sparse import laid_out_blocks
 
 __all__ = ['attend_blocks_and_means', 'weights_by_block']
 
@@ -81,35 +80,37 @@ def attend_blocks_and_means(
   Source: of this project. Means of blocks beside chosen tokens are also read by
   Native Sparse Attention (2025), arXiv 2502.11089, as attention of its own.
   """
-  scale = 1 / math.sqrt(queries.shape[-1]) if scale is None else scale
-  rows, columns = block_sizes(block)
+  _, columns = block_sizes(block)
   if parts < 1 or columns % parts:
     raise ValueError(f'{parts=} must divide the {columns} keys of a block')
-  named = attended_blocks(
-    queries, keys, values, block_indices, block, scale, precision
-  )
-  n, m, size = queries.shape[-3], keys.shape[-3], columns // parts
+  m, size = keys.shape[-3], columns // parts
   means = block_means(keys, size), block_means(values, size)
   count = means[0].shape[-3]
-  left = ~block_mask(block_indices, -(-m // columns))
-  left, tile = jnp.repeat(left, parts, axis=-1)[..., :count], (rows, 1)
-  if n % rows:
-    left, tile = jnp.repeat(left, rows, axis=-2)[..., :n, :], (1, 1)
-  bias = None
-  if m % size:
-    bias = jnp.zeros((1, count)).at[0, -1].set(math.log(m % size / size))
-  rest = attend_in_chunks(
+  missing = -count % columns
+
+  def behind_means(array, means):
+    padding = ((0, 0),) * (array.ndim - 3) + ((0, missing), (0, 0), (0, 0))
+    means = jnp.pad(means.astype(array.dtype), padding)
+    return jnp.concatenate([means, array], axis=-3)
+
+  plan, arrays = laid_out_blocks(
     queries,
-    means[0].astype(keys.dtype),
-    means[1].astype(values.dtype),
-    mask=left,
-    bias=bias,
-    scale=scale,
-    precision=precision,
-    tile=tile,
+    behind_means(keys, means[0]),
+    behind_means(values, means[1]),
+    block_indices,
+    block,
+    scale,
+    precision,
+    leading=(count + missing) // columns,
   )
-  rest = Attended(rest.messages, rest.normalizer + math.log(size))
-  return merge_attended(named, rest).messages.astype(values.dtype)
+  # Every row reads the means of blocks that it does not name.
+  left = ~block_mask(arrays[-1] - plan.leading, -(-m // columns))
+  left = jnp.repeat(left, parts, axis=-1)[..., :count]
+  tokens = np.minimum(m - size * np.arange(count), size).astype(np.float32)
+  bias = jnp.where(left, np.log(tokens).reshape(1, 1, -1), -jnp.inf)
+  bias = jnp.pad(bias, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)
+  messages = sparse_attention(plan, *arrays, bias).messages
+  return heads_last(messages, queries.shape[:-3], queries.shape[-2])
 
 
 def weights_by_block(

@@ -1,8 +1,9 @@
 r"""The loops of attention over chosen blocks, forward and backward.
 
 Rows of blocks are sorted by how many blocks they name, and taken a group at a
-time; the blocks they name are gathered a few at a time, as many as the fullest
-row of the group needs. So little more is computed than what is named.
+time; the blocks they name are gathered, as many as the fullest row of the group
+needs: all at once where they are few, and otherwise some at a time. So little
+more is computed than what is named.
 
 Attributes:
   sparse_attention: messages and log-normalisers, with gradients for both.
@@ -15,26 +16,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from msba_jax.layers.block_plan import BlockPlan
 from msba_jax.layers.blocks import (
-  BlockPlan,
   add_blocks,
   block_scores,
+  chosen_blocks,
   gather_blocks,
   in_blocks,
-  order_choices,
+  key_bias,
   order_rows,
+  over_slices,
   product,
   run_steps,
+  take_rows,
 )
-from msba_jax.layers.chunks import map_heads
 from msba_jax.layers.online import (
   Attended,
   add_scores,
   begin_rows,
   finish_rows,
   row_shift,
+  scores_bounded,
   shifted_or_not,
 )
+from msba_jax.layers.softmax import softmax_attended
 from msba_jax.layers.varying import varying_alike, varying_like
 
 __all__ = ['sparse_attention', 'sparse_gradients']
@@ -46,6 +51,7 @@ def sparse_attention(
   keys: Float[Array, 'g m d'],
   values: Float[Array, 'g m f'],
   indices: Int[Array, 'c i k'],
+  bias: Float[Array, 'c i l'] | None = None,
 ) -> Attended:
   """Messages and log-normalisers over the chosen blocks.
 
@@ -55,27 +61,30 @@ def sparse_attention(
     keys: what answers.
     values: what is read.
     indices: choices of blocks; what is no block stands for nothing.
+    bias: of the keys of the leading blocks, which every row reads; has no
+      gradient.
 
   Returns:
     Messages and normalisers; both are differentiable by queries, keys and
     values. A row that names nothing has zero messages and −∞.
   """
-  return _attention(plan, *varying_alike(queries, keys, values, indices))
+  return _attention(plan, *varying_alike(queries, keys, values, indices, bias))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan, queries, keys, values, indices) -> Attended:
-  return _forward(plan, queries, keys, values, indices)
+def _attention(plan, queries, keys, values, indices, bias) -> Attended:
+  return _forward(plan, bool(plan.widths), queries, keys, values, indices, bias)
 
 
-def _attention_forward(plan, queries, keys, values, indices):
-  attended = _forward(plan, queries, keys, values, indices)
-  return attended, (queries, keys, values, indices, attended)
+def _attention_forward(plan, queries, keys, values, indices, bias):
+  # With normalisers there is no kernel.
+  attended = _forward(plan, False, queries, keys, values, indices, bias)
+  return attended, (queries, keys, values, indices, bias, attended)
 
 
 def _attention_backward(plan, residuals, cotangent):
-  queries, keys, values, indices, attended = residuals
-  return sparse_gradients(
+  queries, keys, values, indices, bias, attended = residuals
+  gradients = sparse_gradients(
     plan,
     queries,
     keys,
@@ -84,60 +93,84 @@ def _attention_backward(plan, residuals, cotangent):
     attended.normalizer,
     row_shift(attended, cotangent),
     cotangent.messages,
+    bias,
   )
+  return *gradients, None, None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(plan: BlockPlan, queries, keys, values, indices) -> Attended:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _forward(
+  plan: BlockPlan, kernels: bool, queries, keys, values, indices, bias
+) -> Attended:
+  """Kernels where rows name few blocks, or steps alone."""
+  groups = plan.kernel if kernels else plan.groups
   n, m = queries.shape[1], keys.shape[1]
-  queries = in_blocks(queries, plan.rows, plan.group)
-  keys, values = (in_blocks(x, plan.columns) for x in (keys, values))
-  indices = order_choices(plan, indices, keys.shape[1], queries.shape[1])
+  keep = indices.shape[-1] + plan.leading
 
-  def head(query, key, value, indices_of):
-    named = indices[indices_of]
-    order, back = order_rows(plan, named, len(key))
+  def run(query, key, value, chosen):
+    order, back = order_rows(groups, chosen)
+    # float16 does not hold exp(40).
+    bounded = value.dtype != jnp.float16 and scores_bounded(
+      query, key, plan.scale
+    )
 
-    def all_groups(shifted):
-      def group(places):
-        asking, names = query[places], named[places]
+    def group(places):
+      asking, some = take_rows((query, chosen), places)
 
-        def step(chosen, seen):
-          scores = block_scores(plan, m, asking, key, chosen)
-          read = gather_blocks(value, chosen)
+      def at_once(width):
+        part = some.slots(0, width)
+        return softmax_attended(
+          asking,
+          gather_blocks(key, part),
+          gather_blocks(value, part),
+          bias=key_bias(plan, part),
+          scale=plan.scale,
+          precision=plan.precision,
+        )
+
+      def in_steps(shifted):
+        def step(part, seen):
+          read = gather_blocks(value, part)
           return add_scores(
             seen,
-            scores,
+            block_scores(plan, m, asking, key, part),
             lambda x: product(
               plan, 'abk,akf->abf', x.astype(value.dtype), read
             ),
             shifted=shifted,
           )
 
-        shape = asking.shape[:2]
-        start = begin_rows(shape, value.shape[-1], shifted=shifted)
-        seen = run_steps(plan, names, len(key), step, start)
-        return finish_rows(seen, value.dtype)
+        start = begin_rows(asking.shape[:2], value.shape[-1], shifted=shifted)
+        return finish_rows(run_steps(plan, some, step, start), value.dtype)
 
-      return jax.lax.map(group, order)
+      if plan.together:
+        return in_steps(shifted=True)
+      widths = plan.widths if kernels else ()
+      branches = [functools.partial(at_once, width) for width in widths]
+      if keep not in widths:
+        branches.append(functools.partial(shifted_or_not, in_steps, bounded))
+      wider = some.fullest() > jnp.asarray(widths, jnp.int32)
+      return jax.lax.switch(jnp.sum(wider), branches)
 
-    # float16 does not hold exp(40).
-    if plan.together or value.dtype == jnp.float16:
-      messages, normalizer = all_groups(shifted=True)
-    else:
-      messages, normalizer = shifted_or_not(all_groups, query, key, plan.scale)
-    messages = messages.reshape(query.shape[:2] + messages.shape[-1:])
-    normalizer = normalizer.reshape(query.shape[:2])
-    return (
-      messages[back].reshape(-1, messages.shape[-1])[:n],
-      normalizer[back].reshape(-1)[:n],
+    return jax.tree.map(
+      lambda x: x.reshape(-1, *x.shape[2:])[back], jax.lax.map(group, order)
     )
 
-  of = jnp.asarray(plan.indices_of, jnp.int32)
-  return Attended(*map_heads(plan, head, (queries, keys, values, of)))
+  attended = over_slices(
+    plan,
+    groups,
+    run,
+    in_blocks(queries, plan.rows),
+    in_blocks(keys, plan.columns),
+    in_blocks(values, plan.columns),
+    chosen_blocks(plan, groups, indices, m, bias),
+  )
+  return jax.tree.map(
+    lambda x: x.reshape(len(x), -1, *x.shape[3:])[:, :n], attended
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -150,7 +183,8 @@ def sparse_gradients(
   normalizer: Float[Array, 'g n'],
   shift: Float[Array, 'g n'],
   cotangent: Float[Array, 'g n f'],
-) -> tuple[Array, Array, Array, None]:
+  bias: Float[Array, 'c i l'] | None = None,
+) -> tuple[Array, Array, Array]:
   """Gradients by one share of the keys, as `chunked_gradients` has them.
 
   Args:
@@ -162,56 +196,45 @@ def sparse_gradients(
     normalizer: log-normalisers over all keys.
     shift: ∂message · message − ∂normalizer of every row.
     cotangent: ∂message.
+    bias: of the keys of the leading blocks.
 
   Returns:
-    Gradients by queries, keys and values, and None for the indices.
+    Gradients by queries, keys and values.
   """
   n, m = queries.shape[1], keys.shape[1]
-  # A row without keys, and a row that is padding, has weights exp(· − ∞) = 0.
+  # A row without keys has weights exp(· − ∞) = 0.
   normalizer = jnp.where(normalizer == -jnp.inf, jnp.inf, normalizer)
-  queries, cotangent, normalizer, shift = (
-    in_blocks(x, plan.rows, plan.group, fill)
-    for x, fill in (
-      (queries, 0.0),
-      (cotangent, 0.0),
-      (normalizer[..., None], jnp.inf),
-      (shift[..., None], 0.0),
-    )
-  )
-  keys, values = (in_blocks(x, plan.columns) for x in (keys, values))
-  indices = order_choices(plan, indices, keys.shape[1], queries.shape[1])
 
-  def head(query, key, value, lse, down, arriving, indices_of):
-    named = indices[indices_of]
-    order, back = order_rows(plan, named, len(key))
+  def run(query, lse, down, arriving, key, value, chosen):
+    order, back = order_rows(plan.groups, chosen)
 
     def group(totals, places):
-      asking, names, change = query[places], named[places], arriving[places]
-      row_lse, row_shift = lse[places], down[places]
+      asking, row_lse, row_shift, change, some = take_rows(
+        (query, lse, down, arriving, chosen), places
+      )
 
-      def step(chosen, carry):
+      def step(part, carry):
         by_key, by_value, by_query = carry
-        scores = block_scores(plan, m, asking, key, chosen)
-        weights = jnp.exp(scores - row_lse)
+        weights = jnp.exp(block_scores(plan, m, asking, key, part) - row_lse)
         steps = product(
-          plan, 'abf,akf->abk', change, gather_blocks(value, chosen)
+          plan, 'abf,akf->abk', change, gather_blocks(value, part)
         )
         small = (weights * (steps - row_shift)).astype(query.dtype)
         weights = weights.astype(value.dtype)
         by_query += product(
-          plan, 'abk,akd->abd', small, gather_blocks(key, chosen)
+          plan, 'abk,akd->abd', small, gather_blocks(key, part)
         )
         # Features × keys, as in `chunked_gradients`.
         by_key = add_blocks(
-          by_key, chosen, product(plan, 'abd,abk->adk', asking, small)
+          by_key, part, product(plan, 'abd,abk->adk', asking, small)
         )
         by_value = add_blocks(
-          by_value, chosen, product(plan, 'abf,abk->afk', change, weights)
+          by_value, part, product(plan, 'abf,abk->afk', change, weights)
         )
         return by_key, by_value, by_query
 
       start = (*totals, jnp.zeros(asking.shape, jnp.float32))
-      *totals, by_query = run_steps(plan, names, len(key), step, start)
+      *totals, by_query = run_steps(plan, some, step, start)
       return tuple(totals), by_query
 
     start = tuple(
@@ -221,20 +244,30 @@ def sparse_gradients(
       for x in (key, value)
     )
     (by_key, by_value), by_query = jax.lax.scan(group, start, order)
-    by_query = by_query.reshape(query.shape)[back]
-    by_key, by_value = (
-      jnp.swapaxes(x, 1, 2).reshape(-1, x.shape[1])[:m]
-      for x in (by_key, by_value)
-    )
-    return (
-      (by_query.reshape(-1, query.shape[-1])[:n] * plan.scale).astype(
-        query.dtype
-      ),
-      (by_key * plan.scale).astype(key.dtype),
-      by_value.astype(value.dtype),
-    )
+    by_query = by_query.reshape(-1, *by_query.shape[2:])[back]
+    return by_query, jnp.swapaxes(by_key, 1, 2), jnp.swapaxes(by_value, 1, 2)
 
-  of = jnp.asarray(plan.indices_of, jnp.int32)
-  heads = (queries, keys, values, normalizer, shift, cotangent, of)
-  by_query, by_key, by_value = map_heads(plan, head, heads)
-  return by_query, by_key, by_value, None
+  queries_of, lse, down, arriving = (
+    in_blocks(x, plan.rows)
+    for x in (queries, normalizer[..., None], shift[..., None], cotangent)
+  )
+  by_query, by_key, by_value = (
+    x.reshape(len(x), -1, x.shape[-1])
+    for x in over_slices(
+      plan,
+      plan.groups,
+      run,
+      queries_of,
+      lse,
+      down,
+      arriving,
+      in_blocks(keys, plan.columns),
+      in_blocks(values, plan.columns),
+      chosen_blocks(plan, plan.groups, indices, m, bias),
+    )
+  )
+  return (
+    (by_query[:, :n] * plan.scale).astype(queries.dtype),
+    (by_key[:, :m] * plan.scale).astype(keys.dtype),
+    by_value[:, :m].astype(values.dtype),
+  )

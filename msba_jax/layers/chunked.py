@@ -44,6 +44,7 @@ from msba_jax.layers.online import (
   begin_rows,
   finish_rows,
   row_shift,
+  scores_bounded,
   shifted_or_not,
 )
 from msba_jax.layers.varying import varying_alike
@@ -178,7 +179,9 @@ def _forward(plan: Plan, queries, keys, values, mask, bias) -> Attended:
     if bias is not None or plan.together or value.dtype == jnp.float16:
       messages, normalizer = all_rows(shifted=True)
     else:
-      messages, normalizer = shifted_or_not(all_rows, query, key, plan.scale)
+      messages, normalizer = shifted_or_not(
+        all_rows, scores_bounded(query, key, plan.scale)
+      )
     return (
       messages.reshape(-1, messages.shape[-1])[:n],
       normalizer.reshape(-1)[:n],

@@ -248,7 +248,7 @@ def _blocks_forward(plan, source, queries, keys, values, indices, bias):
 def _blocks_backward(plan, source, queries, keys, values, indices, bias, *rows):
   # What is no block of this device has an index that is none.
   indices = indices - source * (keys.shape[1] // plan.columns)
-  *gradients, _ = sparse_gradients(plan, queries, keys, values, indices, *rows)
+  gradients = sparse_gradients(plan, queries, keys, values, indices, *rows)
   return (*gradients, bias)
 
 

@@ -7,6 +7,7 @@ Attributes:
   finish_rows: messages and log-normalisers.
   merge_attended: what two shares of the keys make together.
   row_shift: what all scores of a row share in the gradient.
+  scores_bounded: whether rows are safe without their largest score taken off.
   shifted_or_not: saves the pass for the largest score where that is safe.
 
 Source: Online normalizer calculation for softmax (2018), arXiv 1805.02867.
@@ -27,6 +28,7 @@ __all__ = [
   'finish_rows',
   'merge_attended',
   'row_shift',
+  'scores_bounded',
   'shifted_or_not',
 ]
 
@@ -136,20 +138,23 @@ def row_shift(attended: Attended, change: Attended) -> Array:
   return jnp.sum(change_of_messages * messages, axis=-1) - change.normalizer
 
 
-def shifted_or_not(
-  attend: Callable[[bool], T], query: Array, key: Array, scale: float
-) -> T:
-  """`attend(shifted)`, unshifted if no score can be too large or too small.
+def scores_bounded(query: Array, key: Array, scale: float) -> Array:
+  """Whether no score is so large or so small that its row needs a shift.
 
-  The bound is the product of the largest norms. Both ways are compiled, and one
-  of them runs, so this pays where branches are real, which they are on CPU and
-  outside of `jax.vmap`.
+  The bound is the product of the largest norms.
   """
   largest = [
     jnp.max(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1), initial=0)
     for x in (query, key)
   ]
   bound = abs(scale) * jnp.sqrt(largest[0]) * jnp.sqrt(largest[1])
-  return jax.lax.cond(
-    bound < UNSHIFTED, lambda: attend(False), lambda: attend(True)
-  )
+  return bound < UNSHIFTED
+
+
+def shifted_or_not(attend: Callable[[bool], T], bounded: bool | Array) -> T:
+  """`attend(shifted)`, unshifted where scores are bounded.
+
+  Both ways are compiled, and one of them runs, so this pays where branches are
+  real, which they are on CPU and outside of `jax.vmap`.
+  """
+  return jax.lax.cond(bounded, lambda: attend(False), lambda: attend(True))

@@ -2,6 +2,7 @@ r"""Softmax over keys, in which a row without keys gives zeros and not NaN.
 
 Attributes:
   softmax_messages: from queries, keys and values to messages.
+  softmax_attended: the same, and log-normalisers.
   softmax_or_zero: from scores to weights.
   shifted_exponentials: what both are made of.
 """
@@ -12,7 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-__all__ = ['shifted_exponentials', 'softmax_messages', 'softmax_or_zero']
+from msba_jax.layers.online import Attended
+
+__all__ = [
+  'shifted_exponentials',
+  'softmax_attended',
+  'softmax_messages',
+  'softmax_or_zero',
+]
 
 
 def softmax_messages(
@@ -25,11 +33,38 @@ def softmax_messages(
   bias: Float[Array, '...'] | None = None,
   precision: jax.lax.PrecisionLike = None,
 ) -> Float[Array, '*b n f']:
-  r"""Messages of one head a slice, in a form that XLA makes one kernel of.
+  """The messages of `softmax_attended`, in a form that XLA makes one kernel of.
 
-  Rows are divided by their sums after the second product, and nothing selects
-  between a row with keys and one without: the peak of an empty row is the
-  smallest number there is, and its sum is held above zero.
+  Returns:
+    Messages in the dtype of the values, zero where nothing takes part.
+  """
+  return softmax_attended(
+    queries,
+    keys,
+    values,
+    scale=scale,
+    mask=mask,
+    bias=bias,
+    precision=precision,
+  ).messages
+
+
+def softmax_attended(
+  queries: Float[Array, '*b n d'],
+  keys: Float[Array, '*b m d'],
+  values: Float[Array, '*b m f'],
+  *,
+  scale: float,
+  mask: Bool[Array, '...'] | None = None,
+  bias: Float[Array, '...'] | None = None,
+  precision: jax.lax.PrecisionLike = None,
+) -> Attended:
+  r"""Messages of one head a slice, and log-normalisers.
+
+  XLA makes one kernel of it on CPU if the normalisers are not used. Rows are
+  divided by their sums after the second product, and nothing selects between a
+  row with keys and one without: the peak of an empty row is the smallest number
+  there is, and its sum is held above zero.
 
   Args:
     queries: what asks.
@@ -41,7 +76,8 @@ def softmax_messages(
     precision: of both matrix products.
 
   Returns:
-    Messages in the dtype of the values, zero where nothing takes part.
+    Messages in the dtype of the values, and normalisers in float32; 0 and −∞
+    where nothing takes part.
   """
   product = functools.partial(
     jnp.einsum, precision=precision, preferred_element_type=jnp.float32
@@ -55,9 +91,13 @@ def softmax_messages(
   peak = jnp.maximum(peak, jnp.finfo(jnp.float32).min)
   raised = jnp.exp(scores - peak)
   # A row with a key has one exponential that is one.
-  total = jnp.maximum(jnp.sum(raised, axis=-1, keepdims=True), 0.5)
+  total = jnp.sum(raised, axis=-1, keepdims=True)
+  held = jnp.maximum(total, 0.5)
   read = product('...nm,...mf->...nf', raised.astype(values.dtype), values)
-  return (read / total).astype(values.dtype)
+  normalizer = jnp.where(total > 0, jnp.log(held) + peak, -jnp.inf)
+  return Attended(
+    (read / held).astype(values.dtype), jnp.squeeze(normalizer, axis=-1)
+  )
 
 
 def softmax_or_zero(

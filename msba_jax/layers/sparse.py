@@ -8,7 +8,6 @@ another, and costs less then.
 Attributes:
   attend_blocks: attention over the chosen blocks.
   attend_image_blocks: the same with a block an image.
-  attended_blocks: messages and log-normalisers of `attend_blocks`.
   laid_out_blocks: the plan and the arrays of a call.
 """
 
@@ -19,16 +18,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from msba_jax.layers.block_choice import block_mask, block_sizes, kept_share
+from msba_jax.layers.block_plan import BlockPlan, plan_blocks
 from msba_jax.layers.block_sparse import sparse_attention
-from msba_jax.layers.blocks import BlockPlan, plan_blocks
 from msba_jax.layers.chunked import attend_in_chunks
 from msba_jax.layers.chunks import heads_first, heads_last, sharing
-from msba_jax.layers.online import Attended
 
 __all__ = [
   'attend_blocks',
   'attend_image_blocks',
-  'attended_blocks',
   'laid_out_blocks',
 ]
 
@@ -79,9 +76,34 @@ def attend_blocks(
     >>> attend_blocks(0 * tokens, tokens, tokens, own, block=2).ravel().tolist()
     [0.5, 0.5, 2.5, 2.5]
   """
-  return attended_blocks(
+  plan, arrays = laid_out_blocks(
     queries, keys, values, block_indices, block, scale, precision
-  ).messages
+  )
+  n, m = queries.shape[-3], keys.shape[-3]
+  whole = n % plan.rows == 0 and m % plan.columns == 0
+  count = -(-m // plan.columns)
+
+  def chosen(arrays):
+    messages = sparse_attention(plan, *arrays).messages
+    return heads_last(messages, queries.shape[:-3], queries.shape[-2])
+
+  if not whole or block_indices.shape[-1] < DENSE_SHARE * count:
+    return chosen(arrays)
+
+  def everything(_):
+    return attend_in_chunks(
+      queries,
+      keys,
+      values,
+      mask=block_mask(block_indices, count),
+      scale=plan.scale,
+      precision=precision,
+      tile=(plan.rows, plan.columns),
+    ).messages
+
+  # Wide rows may hold little.
+  share = jnp.mean(kept_share(block_indices, count))
+  return jax.lax.cond(share >= DENSE_SHARE, everything, chosen, arrays)
 
 
 def attend_image_blocks(
@@ -134,50 +156,27 @@ def attend_image_blocks(
   return messages.reshape(n, t, *messages.shape[1:])
 
 
-def attended_blocks(
-  queries, keys, values, block_indices, block, scale, precision
-) -> Attended:
-  """Messages (*b, n, h, f) and normalisers (*b, n, h) of `attend_blocks`."""
-  plan, arrays = laid_out_blocks(
-    queries, keys, values, block_indices, block, scale, precision
-  )
-  lead = (*queries.shape[:-3], queries.shape[-2])
-  n, m = queries.shape[-3], keys.shape[-3]
-  whole = n % plan.rows == 0 and m % plan.columns == 0
-  count = -(-m // plan.columns)
-
-  def chosen(arrays):
-    attended = sparse_attention(plan, *arrays)
-    return Attended(*(heads_last(x, lead[:-1], lead[-1]) for x in attended))
-
-  if not whole or block_indices.shape[-1] < DENSE_SHARE * count:
-    return chosen(arrays)
-
-  def everything(_):
-    return attend_in_chunks(
-      queries,
-      keys,
-      values,
-      mask=block_mask(block_indices, count),
-      scale=plan.scale,
-      precision=precision,
-      tile=(plan.rows, plan.columns),
-    )
-
-  # Wide rows may hold little.
-  share = jnp.mean(kept_share(block_indices, count))
-  return jax.lax.cond(share >= DENSE_SHARE, everything, chosen, arrays)
-
-
 def laid_out_blocks(
-  queries, keys, values, block_indices, block, scale, precision, shares=1
+  queries,
+  keys,
+  values,
+  block_indices,
+  block,
+  scale,
+  precision,
+  *,
+  leading=0,
+  shares=1,
 ) -> tuple[BlockPlan, tuple[Array, Array, Array, Array]]:
-  """The plan and the arrays of `sparse_attention` from those above."""
+  """The plan and the arrays of `sparse_attention` from those above.
+
+  The first `leading` blocks of keys have no index.
+  """
   rows, columns = block_sizes(block)
   _check(queries, keys, values, block_indices, rows)
   lead = (*queries.shape[:-3], queries.shape[-2])
   indices, indices_of = sharing(block_indices, lead)
-  wide = block_indices.shape[-1] >= DENSE_SHARE * -(-keys.shape[-3] // columns)
+  count = -(-keys.shape[-3] // columns) - leading
   plan = plan_blocks(
     rows,
     columns,
@@ -186,15 +185,16 @@ def laid_out_blocks(
     scale=1 / math.sqrt(queries.shape[-1]) if scale is None else scale,
     precision=precision,
     indices_of=indices_of,
+    leading=leading,
     shares=shares,
-    least_steps=4 if wide else 1,
+    wide=block_indices.shape[-1] >= DENSE_SHARE * count,
   )
   dtype = jnp.promote_types(queries.dtype, keys.dtype)
   return plan, (
     heads_first(queries.astype(dtype)),
     heads_first(keys.astype(dtype)),
     heads_first(values),
-    indices,
+    indices + leading,
   )
 
 

@@ -6,6 +6,7 @@ Attributes:
   GridAttention: dense self-attention of a grid, for comparison.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -65,7 +66,8 @@ class CrossWindowRegions(nn.Module):
 
     Returns:
       The regions of every level and scale, fine to coarse; what the mixers
-      tell, stacked over levels where the shapes agree and as a tuple elsewhere.
+      tell, stacked over the levels that tell it where the shapes agree and as a
+      tuple elsewhere.
     """
     grids = [_coarser(grid, scale) for grid in levels for scale in self.scales]
     regions, told = zip(
@@ -81,8 +83,10 @@ class CrossWindowRegions(nn.Module):
       ),
       strict=True,
     )
+    names = dict.fromkeys(itertools.chain(*told))
     aux = {
-      name: _stacked([of_level[name] for of_level in told]) for name in told[0]
+      name: _stacked([of_level[name] for of_level in told if name in of_level])
+      for name in names
     }
     return jnp.stack(regions), aux
 

@@ -88,6 +88,9 @@ class SparseAttention(nn.Module):
 
   of which the value is not added and the gradient by M is.
 
+  Where regions would be single tokens, as of a grid of 3 × 3, their means would
+  be themselves: such a grid attends densely, and chooses and tells nothing.
+
   Attributes:
     num_heads: number of heads.
     region: largest side of a region, in tokens; smaller where it would not
@@ -96,8 +99,7 @@ class SparseAttention(nn.Module):
     temperature: of the Gumbel softmax and of the mask's gradient.
     means: whether regions that are not kept are read by means. Without, they
       are left out (C = 0), and S_ij is the product of mean query and mean key,
-      q̄_i·k̄_j/√d. Regions of single tokens have no other mean than themselves
-      and are left out too.
+      q̄_i·k̄_j/√d.
     dense: attends to everything with the same parameters, and tells how far the
       choice would be from it.
     keys: makes the module of the keys; None is a plain projection.
@@ -125,11 +127,11 @@ class SparseAttention(nn.Module):
       grid: normalised tokens.
 
     Returns:
-      The messages, and `kept` (n,), the share of pairs of regions that is
-      kept; `divergence` (n,), −log of the dense attention that remains, as
-      `losses.kept_mass_loss` has it, the mean over rows; `blocks` (n, i, i),
-      the regions that each keeps, best first, −1 behind them; `cut` (2,),
-      regions along each side.
+      The messages, and what was chosen, if anything is: `kept` (n,), the
+      share of pairs of regions that is kept; `divergence` (n,), −log of the
+      dense attention that remains, as `losses.kept_mass_loss` has it, the mean
+      over rows; `blocks` (n, i, i), the regions that each keeps, best first, −1
+      behind them; `cut` (2,), regions along each side.
 
     Raises:
       ValueError: a ratio is not in (0, 1], or the heads do not divide the
@@ -151,6 +153,9 @@ class SparseAttention(nn.Module):
         grid=(height, width),
       )
     )
+    if self.means and side == 1:
+      messages = attend(queries, keys, values).reshape(grid.shape)
+      return nn.Dense(features, name='out')(messages), {}
     scores = self._scores(queries, keys, side)
     count = scores.shape[-1]
     ratio = self._ratio(jax.lax.stop_gradient(scores))
@@ -168,7 +173,7 @@ class SparseAttention(nn.Module):
       messages = attend(queries, keys, values)
     else:
       reads = attend_blocks
-      if self._reads_means(side):
+      if self.means:
         reads = functools.partial(
           attend_blocks_and_means, parts=(side // cell) ** 2
         )
@@ -215,9 +220,6 @@ class SparseAttention(nn.Module):
     )
     return jnp.einsum('nik,k->ni', chosen, candidates)
 
-  def _reads_means(self, side: int) -> bool:
-    return self.means and side > 1
-
   def _weights(
     self, asking: Array, keys: Array, side: int
   ) -> tuple[Array, Array]:
@@ -225,7 +227,7 @@ class SparseAttention(nn.Module):
     cell = cell_side(side) ** 2
     found, of_means = weights_by_block(asking, keys, block=cell)
     of_means = jnp.broadcast_to(of_means[..., None], found.shape)
-    if not self._reads_means(side):
+    if not self.means:
       of_means = jnp.zeros_like(found)
     shape = (*found.shape[:3], -1, side * side)
     return found.reshape(shape), of_means.reshape(shape)
@@ -233,7 +235,7 @@ class SparseAttention(nn.Module):
   def _scores(self, queries: Array, keys: Array, side: int) -> Array:
     """S (n, i, j): what a closer look of region i at region j gives."""
     asking = block_means(queries, side * side)
-    if not self._reads_means(side):
+    if not self.means:
       heads, features = queries.shape[2:]
       return jnp.einsum(
         'nihf,njhf->nij', asking, block_means(keys, side * side)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from msba_jax import layers
-from msba_jax.layers import block_means, blocks
+from msba_jax.layers import block_means
 from tests.layers.distributed_test import ROWS, over_mesh
 from tests.layers.sparse_test import arrays, token_mask
 
@@ -41,6 +41,7 @@ def reference(queries, keys, values, mask, size, scale):
   return np.einsum('hnm,mhf->nhf', softmax(logits), values)
 
 
+@pytest.mark.usefixtures('steps')
 @hypothesis.given(
   n=st.sampled_from([1, 6, 11]), m=st.sampled_from([1, 9, 12]),
   block=st.sampled_from([(2, 3), (4, 2), (1, 1), (16, 16)]),
@@ -104,9 +105,8 @@ def test_variants(variant, rng):
   )
 
 
-@pytest.mark.parametrize('step', [(512, 1024), (4, 3)])
-def test_gradients_equal_finite_differences(rng, monkeypatch, step):
-  monkeypatch.setattr(blocks, 'STEP', step)
+@pytest.mark.usefixtures('steps')
+def test_gradients_equal_finite_differences(rng):
   given = arrays(rng, 6, 7, d=2, f=2)
   indices = jnp.array([[0, 3], [3, -1], [-1, -1]])
   attend = jax.jit(

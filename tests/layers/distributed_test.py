@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from msba_jax.layers import (
   attention,
+  block_plan,
   blocks,
   distributed,
   in_batch,
@@ -398,7 +399,7 @@ def test_chosen_images_of_all_devices(rng, make, devices):
 
 
 def test_a_ring_computes_only_the_chosen_blocks_it_meets(rng, monkeypatch):
-  monkeypatch.setattr(blocks, 'STEP', (2, 2))
+  monkeypatch.setattr(block_plan, 'STEP', (2, 2))
   *arrays, _ = sparse_inputs(rng)
   # Eight blocks on four devices: only the first device is ever read.
   indices = jnp.zeros((8, 2), jnp.int32).at[:, 1].set(1)

@@ -11,7 +11,13 @@ import pytest
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from msba_jax.layers import attention, blocks, sparse
+from msba_jax.layers import (
+  attention,
+  block_plan,
+  block_sparse,
+  blocks,
+  sparse,
+)
 
 
 def draw(rng, *shape):
@@ -55,17 +61,14 @@ def both(given, indices, block, weights=None):
   if weights is None:
     shape = (*given[0].shape[:-1], given[2].shape[-1])
     weights = draw(np.random.default_rng(1), *shape)
+  # Without gradients there may be kernels in place of steps.
   return [
-    jax.jit(jax.value_and_grad(function, (0, 1, 2), has_aux=True))(*given)
+    (
+      jax.jit(jax.value_and_grad(function, (0, 1, 2), has_aux=True))(*given),
+      jax.jit(function)(*given),
+    )
     for function in (ours, theirs)
   ]
-
-
-@pytest.fixture(params=['one step', 'many steps'])
-def steps(request, monkeypatch):
-  """Large steps, and steps of two blocks of queries and one of keys."""
-  if request.param == 'many steps':
-    monkeypatch.setattr(blocks, 'STEP', (4, 3))
 
 
 @pytest.mark.usefixtures('steps')
@@ -97,7 +100,7 @@ def test_choices_are_shared_by_heads_and_leading_axes(rng, shape):
 @pytest.mark.parametrize('keep', [1, 2, 3, 4, 5, 7])
 @pytest.mark.parametrize('most', [1, 2, 3, 4])
 def test_steps_that_do_not_divide_the_choices(monkeypatch, rng, keep, most):
-  monkeypatch.setattr(blocks, 'STEP', (2, 2 * most))
+  monkeypatch.setattr(block_plan, 'STEP', (2, 2 * most))
   given = arrays(rng, 6, 14)
   indices = np.stack([rng.permutation(7)[:keep] for _ in range(3)])
   ours, theirs = both(given, jnp.asarray(indices), (2, 2))
@@ -148,7 +151,7 @@ def test_permuting_blocks_permutes_the_result(rng):
 def test_nothing_flows_to_a_block_that_nobody_names(rng):
   given = arrays(rng, 6, 8)
   indices = jnp.array([[0, 3], [3, -1], [0, 0]])
-  (_, _), gradients = both(given, indices, (2, 2))[0]
+  (_, gradients), _ = both(given, indices, (2, 2))[0]
   for gradient in gradients[1:]:
     assert np.all(np.asarray(gradient[2:6]) == 0)
     assert np.all(np.asarray(gradient[:2]) != 0)
@@ -176,7 +179,7 @@ def test_the_result_has_the_dtype_of_the_values(rng, dtype):
   np.testing.assert_allclose(
     np.asarray(messages, np.float32), expected, atol=3e-2
   )
-  (_, _), gradients = both(given, indices, (2, 2))[0]
+  (_, gradients), _ = both(given, indices, (2, 2))[0]
   chex.assert_type(list(gradients), dtype)
   chex.assert_tree_all_finite(gradients)
 
@@ -228,30 +231,58 @@ def test_one_compilation_for_all_choices(rng):
   assert total._cache_size() == 1
 
 
-@pytest.mark.parametrize(('step', 'blocks_gathered'), [(1, 6), (8, 6 + 2)])
-def test_only_what_is_named_is_computed(
-  rng, monkeypatch, step, blocks_gathered
-):
-  monkeypatch.setattr(blocks, 'STEP', (2, 2 * step))
+@pytest.mark.parametrize(('slots', 'gathered'), [(1, 6), (8, 6 + 2)])
+def test_only_what_is_named_is_computed(rng, monkeypatch, slots, gathered):
+  monkeypatch.setattr(block_plan, 'STEP', (2, 2 * slots))
+  monkeypatch.setattr(block_plan, 'KERNEL_SCORES', 0)
+  # Two heads, six pairs of blocks. A wide step is rounded up to a quarter, here
+  # of eight: 3 to 4, 1 to 2.
+  assert sum(gathered_by(rng, monkeypatch)) == 2 * gathered
+
+
+@pytest.mark.parametrize('rows', [1, 2])
+def test_kernels_are_as_wide_as_a_group_needs(rng, monkeypatch, rows):
+  """Rows of both heads are sorted, and eight blocks cut into quarters."""
+  monkeypatch.setattr(block_plan, 'KERNEL_ROWS', 1)
+  monkeypatch.setattr(block_plan, 'KERNEL_QUERIES', 2 * rows)
+  sizes = gathered_by(rng, monkeypatch)
+  # Rows of 3, 2, 1 and no blocks: one by one, or both of a length together.
+  assert sorted(sizes) == sorted([4, 2, 2, 2] * (2 // rows))
+
+
+def gathered_by(rng, monkeypatch):
+  """How many blocks each step or kernel gathers of the keys, row by row."""
   given = arrays(rng, 8, 20)
   sizes = []
   gather = blocks.gather_blocks
 
   def counted(array, chosen):
-    jax.debug.callback(lambda _: sizes.append(chosen.shape[1]), chosen)
+    width = chosen.places.shape[1]
+    if array.shape[-1] == given[1].shape[-1]:
+      jax.debug.callback(lambda _: sizes.append(width), chosen.places)
     return gather(array, chosen)
 
   monkeypatch.setattr(blocks, 'gather_blocks', counted)
+  monkeypatch.setattr(block_sparse, 'gather_blocks', counted)
   indices = np.full((4, 8), -1)
   for row, named in enumerate([(0, 1, 3), (2,), (), (1, 2)]):
     indices[row, : len(named)] = named
-  jax.block_until_ready(
-    sparse.attend_blocks(*given, jnp.asarray(indices), block=2)
-  )
+  messages = sparse.attend_blocks(*given, jnp.asarray(indices), block=2)
+  jax.block_until_ready(messages)
   jax.effects_barrier()
-  # Two heads, six pairs of blocks: the keys of each are gathered once. A wide
-  # step is rounded up to a quarter, here of eight: 3 to 4, 1 to 2.
-  assert sum(sizes) == 2 * blocks_gathered
+  return sizes
+
+
+@pytest.mark.usefixtures('steps')
+def test_what_is_not_finite_stays_in_its_image(rng):
+  given = arrays(rng, 6, 8, lead=(3,))
+  indices = jnp.array([[0, -1], [-1, -1], [3, 1]])
+  attend = functools.partial(sparse.attend_blocks, block=2)
+  expected = attend(*given, indices)
+  broken = [x.at[1].set(jnp.nan) for x in given]
+  found = attend(*broken, indices)
+  np.testing.assert_allclose(found[::2], expected[::2], atol=1e-6)
+  assert np.all(np.isnan(found[1, :2]))
 
 
 def test_image_blocks_are_blocks_of_their_tokens(rng):

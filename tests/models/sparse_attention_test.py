@@ -154,7 +154,7 @@ def test_dense_has_the_same_parameters_and_leaves_nothing_out(grid):
   fixed = {k: v for k, v in variables['params'].items() if k != 'ratio'}
   expected, _ = whole({'params': fixed}, grid, None)
   found, told = dense(variables, grid, None)
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
   _, of_sparse = apply(variables, grid, None)
   np.testing.assert_array_equal(told['blocks'], of_sparse['blocks'])
 
@@ -268,16 +268,20 @@ def test_cells_have_means_of_their_own(rng):
   assert np.abs(found - expected).max() > 1e-2
 
 
-def test_regions_of_single_tokens_are_left_out(rng):
-  """Their means would be all of dense attention."""
+def test_a_grid_whose_regions_are_single_tokens_is_dense(rng):
+  """Their means would be themselves."""
   grid = jnp.asarray(rng.normal(size=(2, 3, 3, 8)), jnp.float32)
-  with_means, without = (
-    SparseAttention(2, 4, (1 / 4,), means=means).init_with_output(
-      jax.random.key(0), grid
-    )
-    for means in (True, False)
+  (messages, told), variables = SparseAttention(2, 4).init_with_output(
+    jax.random.key(0), grid
   )
-  chex.assert_trees_all_equal(with_means, without)
+  assert set(variables['params']) == {'qkv', 'out'}
+  assert not told
+  expected, _ = SparseAttention(2, 4, (1.0,), means=False).apply(
+    variables, grid
+  )
+  np.testing.assert_allclose(messages, expected, atol=1e-6)
+  _, told = SparseAttention(2, 4, (1 / 4,), means=False).apply(variables, grid)
+  np.testing.assert_allclose(told['kept'], 3 / 9)
 
 
 @pytest.mark.parametrize('ratios', [(), (0.0, 1.0), (0.5, 1.5)])
