@@ -28,7 +28,7 @@ from msba_jax.layers.implementations import (
 )
 from msba_jax.layers.softmax import (
   shifted_exponentials,
-  softmax_messages,
+  softmax_attended,
   softmax_or_zero,
 )
 
@@ -231,13 +231,13 @@ def attend(
       queries, keys, mask=mask, bias=bias, scale=scale, precision=precision
     )
     return weighted_sum(weights, values, precision=precision)
-  messages = softmax_messages(
+  messages = softmax_attended(
     *(jnp.swapaxes(x, -3, -2) for x in (queries, keys, values)),
     mask=mask,
     bias=bias,
     scale=scale,
     precision=precision,
-  )
+  ).messages
   return jnp.swapaxes(messages, -3, -2)
 
 

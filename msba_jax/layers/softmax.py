@@ -1,8 +1,7 @@
 r"""Softmax over keys, in which a row without keys gives zeros and not NaN.
 
 Attributes:
-  softmax_messages: from queries, keys and values to messages.
-  softmax_attended: the same, and log-normalisers.
+  softmax_attended: from queries, keys and values to messages.
   softmax_or_zero: from scores to weights.
   shifted_exponentials: what both are made of.
 """
@@ -18,35 +17,8 @@ from msba_jax.layers.online import Attended
 __all__ = [
   'shifted_exponentials',
   'softmax_attended',
-  'softmax_messages',
   'softmax_or_zero',
 ]
-
-
-def softmax_messages(
-  queries: Float[Array, '*b n d'],
-  keys: Float[Array, '*b m d'],
-  values: Float[Array, '*b m f'],
-  *,
-  scale: float,
-  mask: Bool[Array, '...'] | None = None,
-  bias: Float[Array, '...'] | None = None,
-  precision: jax.lax.PrecisionLike = None,
-) -> Float[Array, '*b n f']:
-  """The messages of `softmax_attended`, in a form that XLA makes one kernel of.
-
-  Returns:
-    Messages in the dtype of the values, zero where nothing takes part.
-  """
-  return softmax_attended(
-    queries,
-    keys,
-    values,
-    scale=scale,
-    mask=mask,
-    bias=bias,
-    precision=precision,
-  ).messages
 
 
 def softmax_attended(

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from msba_jax.layers import attention
 from msba_jax.layers.implementations import CHUNKED_SCORES
-from msba_jax.layers.softmax import softmax_messages
+from msba_jax.layers.softmax import softmax_attended
 from msba_jax.layers.windows import Windows, window_merge, window_partition
 
 __all__ = ['attend_windows']
@@ -132,26 +132,24 @@ def _attend_small(
 ) -> Array:
   """Softmax attention inside (n, w, s, d) windows, a few scores at a time."""
   n, count, size, d = queries.shape
-  messages_of = functools.partial(softmax_messages, scale=1 / math.sqrt(d))
+  attended = functools.partial(softmax_attended, scale=1 / math.sqrt(d))
   if not windows.valid.all():
     bias = np.where(windows.valid[:, None], 0, NO_TOKEN)
-    messages_of = functools.partial(
-      messages_of, bias=jnp.asarray(bias, jnp.float32)
-    )
+    attended = functools.partial(attended, bias=jnp.asarray(bias, jnp.float32))
   image = count * size * size
   if jax.default_backend() != 'cpu' or n * image <= MOST_SCORES:
-    return messages_of(queries, keys, values)
+    return attended(queries, keys, values).messages
   rows = math.ceil(size / math.ceil(image / STEP_SCORES))
   steps = math.ceil(size / rows)
 
   def by_rows(arrays):
     queries, keys, values = arrays
     if steps == 1:
-      return messages_of(queries, keys, values)
+      return attended(queries, keys, values).messages
     queries = jnp.pad(queries, ((0, 0), (0, steps * rows - size), (0, 0)))
     queries = queries.reshape(count, steps, rows, -1)
     messages = jax.lax.map(
-      lambda x: messages_of(x, keys, values),
+      lambda x: attended(x, keys, values).messages,
       jnp.moveaxis(queries, 1, 0),
     )
     messages = jnp.moveaxis(messages, 0, 1)
