@@ -104,7 +104,7 @@ def attend_blocks_and_means(
     leading=(count + missing) // columns,
   )
   # Every row reads the means of blocks that it does not name.
-  left = ~block_mask(arrays[-1] - plan.leading, -(-m // columns))
+  left = ~block_mask(arrays[-1], -(-m // columns))
   left = jnp.repeat(left, parts, axis=-1)[..., :count]
   tokens = np.minimum(m - size * np.arange(count), size).astype(np.float32)
   bias = jnp.where(left, np.log(tokens).reshape(1, 1, -1), -jnp.inf)

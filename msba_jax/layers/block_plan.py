@@ -5,16 +5,15 @@ they name, and what it finds is added to what other steps found. A kernel takes
 all of them, and gives no log-normalisers, which only gradients need.
 
 Attributes:
-  BlockPlan, Groups: the static facts of a call of `sparse_attention`.
+  BlockPlan: the static facts of a call of `sparse_attention`.
   plan_blocks: a plan from the sizes of a call.
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 
-__all__ = ['BlockPlan', 'Groups', 'plan_blocks']
+__all__ = ['BlockPlan', 'plan_blocks']
 
 # Queries and keys of a step on CPU: large enough for the matrix products, small
 # enough for the cache.
@@ -27,18 +26,6 @@ KERNEL_ROWS = 16
 KERNEL_SCORES = 96 * 1024
 
 
-class Groups(NamedTuple):
-  """Which blocks of queries are taken together.
-
-  Attributes:
-    rows: blocks of queries of a step or kernel; 0 is all.
-    slices: heads whose blocks of queries make one list.
-  """
-
-  rows: int
-  slices: int
-
-
 @dataclasses.dataclass(frozen=True)
 class BlockPlan:
   """The static facts of a call of `sparse_attention`.
@@ -46,23 +33,23 @@ class BlockPlan:
   Attributes:
     rows: queries of a block.
     columns: keys of a block.
-    groups: blocks of queries of a step.
+    group: blocks of queries of a step, all of one head; 0 is all.
     slots: blocks of keys of a step.
-    kernel: blocks of queries of a kernel.
+    kernel: blocks of queries of a kernel, of any heads.
     widths: blocks of keys of a kernel, ascending; rows that name more are taken
       in steps.
     leading: blocks of keys in front that all rows read.
     scale: factor of the products.
     precision: of the matrix products.
     indices_of: the choice of every head, an index into the leading axis.
-    together: whether all lists of rows run at once, or one after the other.
+    together: whether all heads run at once, or one after the other.
   """
 
   rows: int
   columns: int
-  groups: Groups
+  group: int
   slots: int
-  kernel: Groups
+  kernel: int
   widths: tuple[int, ...]
   leading: int
   scale: float
@@ -106,13 +93,11 @@ def plan_blocks(
   keep += leading
   most = max(1, min(STEP[1] // columns, -(-keep // shares)))
   slots = max(1, -(-keep // max(4 if wide else 1, -(-keep // most))))
-  groups = kernel = Groups(0, 1)
-  widths = set()
+  group, kernel, widths = 0, 0, set()
   if not together:
-    groups = Groups(max(1, min(STEP[0] // rows, count)), 1)
-    heads = len(indices_of)
-    kernels = max(1, count * heads * rows // KERNEL_QUERIES)
-    kernel = Groups(-(-count * heads // kernels), heads)
+    group = max(1, min(STEP[0] // rows, count))
+    blocks = count * len(indices_of)
+    kernel = -(-blocks // max(1, blocks * rows // KERNEL_QUERIES))
     limit = KERNEL_SCORES // (rows * columns)
     free = min(keep, limit) - leading
     # What is merged with other shares needs normalisers.
@@ -123,7 +108,7 @@ def plan_blocks(
   return BlockPlan(
     rows=rows,
     columns=columns,
-    groups=groups,
+    group=group,
     slots=slots,
     kernel=kernel,
     widths=tuple(sorted(widths)),

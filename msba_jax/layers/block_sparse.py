@@ -60,7 +60,8 @@ def sparse_attention(
     queries: what asks, one slice a head.
     keys: what answers.
     values: what is read.
-    indices: choices of blocks; what is no block stands for nothing.
+    indices: choices of blocks behind the leading ones; what is no such block
+      stands for nothing.
     bias: of the keys of the leading blocks, which every row reads; has no
       gradient.
 
@@ -106,12 +107,12 @@ def _forward(
   plan: BlockPlan, kernels: bool, queries, keys, values, indices, bias
 ) -> Attended:
   """Kernels where rows name few blocks, or steps alone."""
-  groups = plan.kernel if kernels else plan.groups
+  slices = len(plan.indices_of) if kernels else 1
   n, m = queries.shape[1], keys.shape[1]
   keep = indices.shape[-1] + plan.leading
 
   def run(query, key, value, chosen):
-    order, back = order_rows(groups, chosen)
+    order, back = order_rows(plan.kernel if kernels else plan.group, chosen)
     # float16 does not hold exp(40).
     bounded = value.dtype != jnp.float16 and scores_bounded(
       query, key, plan.scale
@@ -161,12 +162,12 @@ def _forward(
 
   attended = over_slices(
     plan,
-    groups,
+    slices,
     run,
     in_blocks(queries, plan.rows),
     in_blocks(keys, plan.columns),
     in_blocks(values, plan.columns),
-    chosen_blocks(plan, groups, indices, m, bias),
+    chosen_blocks(plan, slices, indices, m, bias),
   )
   return jax.tree.map(
     lambda x: x.reshape(len(x), -1, *x.shape[3:])[:, :n], attended
@@ -206,7 +207,7 @@ def sparse_gradients(
   normalizer = jnp.where(normalizer == -jnp.inf, jnp.inf, normalizer)
 
   def run(query, lse, down, arriving, key, value, chosen):
-    order, back = order_rows(plan.groups, chosen)
+    order, back = order_rows(plan.group, chosen)
 
     def group(totals, places):
       asking, row_lse, row_shift, change, some = take_rows(
@@ -255,7 +256,7 @@ def sparse_gradients(
     x.reshape(len(x), -1, x.shape[-1])
     for x in over_slices(
       plan,
-      plan.groups,
+      1,
       run,
       queries_of,
       lse,
@@ -263,7 +264,7 @@ def sparse_gradients(
       arriving,
       in_blocks(keys, plan.columns),
       in_blocks(values, plan.columns),
-      chosen_blocks(plan, plan.groups, indices, m, bias),
+      chosen_blocks(plan, 1, indices, m, bias),
     )
   )
   return (

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from msba_jax.layers.block_plan import BlockPlan, Groups
-from msba_jax.layers.chunks import mask_tiles
+from msba_jax.layers.block_plan import BlockPlan
+from msba_jax.layers.chunks import map_heads, mask_tiles
 from msba_jax.layers.varying import varying_like
 
 __all__ = [
@@ -76,7 +76,7 @@ class Chosen(NamedTuple):
 
 def chosen_blocks(
   plan: BlockPlan,
-  groups: Groups,
+  slices: int,
   indices: Array,
   m: int,
   bias: Array | None = None,
@@ -85,7 +85,7 @@ def chosen_blocks(
 
   Args:
     plan: of these shapes.
-    groups: of the plan.
+    slices: heads whose blocks of keys make one list, as for `over_slices`.
     indices: (c, i, k), blocks of keys behind the leading ones; what is no such
       block stands for nothing.
     m: number of keys.
@@ -95,8 +95,9 @@ def chosen_blocks(
     Arrays (g, i, …), with places in the list of blocks that a slice is in.
   """
   count = -(-m // plan.columns)
-  there = (indices >= plan.leading) & (indices < count)
-  names = jnp.sort(jnp.where(there, indices, count), axis=-1)
+  there = (indices >= 0) & (indices < count - plan.leading)
+  names = jnp.where(there, indices + plan.leading, count)
+  names = jnp.sort(names, axis=-1)
   again = jnp.pad(names[..., 1:] == names[..., :-1], ((0, 0), (0, 0), (1, 0)))
   names = jnp.sort(jnp.where(again, count, names), axis=-1)
   front = jnp.arange(plan.leading, dtype=names.dtype)
@@ -108,7 +109,7 @@ def chosen_blocks(
   names = jnp.pad(names, padding, constant_values=count)
   tokens = jnp.clip(m - names * plan.columns, 0, plan.columns)
   of = np.asarray(plan.indices_of)
-  first = count * (np.arange(len(of)) % groups.slices)
+  first = count * (np.arange(len(of)) % slices)
   places = jnp.minimum(names, count - 1)[of] + first[:, None, None]
   chosen = Chosen(places, tokens[of], None)
   if bias is None:
@@ -126,26 +127,26 @@ def in_blocks(array, size):
   return array.reshape(len(array), -1, size, array.shape[-1])
 
 
-def over_slices(plan, groups, run, *arrays):
-  """`run` of arrays with rows or blocks on the first axis, list by list."""
-  slices = len(jax.tree.leaves(arrays)[0])
-  lists = slices // groups.slices
+def over_slices(plan, slices, run, *arrays):
+  """`run` of arrays with rows or blocks on the first axis, list by list.
+
+  So many slices, which are heads, make one list.
+  """
+  heads = len(plan.indices_of)
+  lists = heads // slices
   arrays = jax.tree.map(lambda x: x.reshape(lists, -1, *x.shape[2:]), arrays)
-  if plan.together:
-    found = jax.vmap(run)(*arrays)
-  else:
-    found = jax.lax.map(lambda x: run(*x), arrays)
-  return jax.tree.map(lambda x: x.reshape(slices, -1, *x.shape[2:]), found)
+  found = map_heads(plan, run, arrays)
+  return jax.tree.map(lambda x: x.reshape(heads, -1, *x.shape[2:]), found)
 
 
-def order_rows(groups, chosen):
+def order_rows(group, chosen):
   """Rows of blocks, a group a line, fullest last; and where each row went.
 
   What fills up the last group is a row that is not there.
   """
   order = jnp.argsort(jnp.sum(chosen.tokens > 0, axis=1))
   back, rows = jnp.argsort(order), len(order)
-  group = groups.rows or rows
+  group = group or rows
   order = jnp.pad(order, (0, -rows % group), constant_values=rows)
   return order.reshape(-1, group), back
 

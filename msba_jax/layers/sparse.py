@@ -194,7 +194,7 @@ def laid_out_blocks(
     heads_first(queries.astype(dtype)),
     heads_first(keys.astype(dtype)),
     heads_first(values),
-    indices + leading,
+    indices,
   )
 
 
