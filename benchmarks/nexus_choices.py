@@ -26,36 +26,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from unseen_classes import BATCH, batches, row, scored, test_scenes
 
 from msba_jax.data.prefetch import load_batch
 from msba_jax.data.scenes.config import PRESETS
 from msba_jax.layers.block_choice import block_mask
 from msba_jax.metrics import (
   bootstrap_interval,
-  evaluate_retrieval,
   fidelity,
   paired_bootstrap,
 )
 from msba_jax.models.context import solo
 from msba_jax.models.sparse_attention import SparseAttention
 from msba_jax.training.run import load_run
-
-BATCH = 120
-
-
-def row(heads, cells, digits, *tail):
-  """A line of a table: names, means with their intervals, and what follows."""
-  numbers = (
-    f'{c.mean:.{digits}f} [{c.low:.{digits}f}, {c.high:.{digits}f}]'
-    for c in cells
-  )
-  print(f'| {" | ".join((*heads, *numbers, *tail))} |')
-
-
-def batches(source):
-  """Images of a source, in batches of one size."""
-  for start in range(0, len(source) - len(source) % BATCH, BATCH):
-    yield load_batch(source, np.arange(start, start + BATCH))
 
 
 def told(run, source):
@@ -134,33 +117,17 @@ def shuffled_model(run, exchanged):
   return apply
 
 
-def test_scenes(run, classes):
-  """Those of the run, or of so many classes of the test."""
-  data = run.experiment.data
-  if classes and classes != data.test_classes:
-    data = dataclasses.replace(
-      data,
-      test_classes=classes,
-      test_scenes=classes * (data.test_scenes // data.test_classes),
-      # Drawn with them, and not used.
-      train_scenes=data.train_classes,
-      validation_scenes=data.validation_classes,
-    )
-  return data.open().test.queries
-
-
-def scored(run, apply, source, key=None):
+def precision(run, apply, source, key=None):
   """AP of every image; with a key, by choices of others of its batch."""
-  vectors, labels = [], []
-  for i, batch in enumerate(batches(source)):
+
+  def embed(images, number):
     order = jnp.arange(BATCH)
     if key is not None:
-      order = jax.random.permutation(jax.random.fold_in(key, i), BATCH)
-    vectors.append(apply(run.embedder.variables, batch['image'], order))
-    labels.append(batch['label'])
-  labels = np.concatenate(labels)
-  scores = evaluate_retrieval(np.concatenate(vectors), labels)
-  return scores['ap'].astype(np.float64), labels
+      order = jax.random.permutation(jax.random.fold_in(key, number), BATCH)
+    return apply(run.embedder.variables, images, order)
+
+  scores, labels = scored(source, embed)
+  return scores['ap'], labels
 
 
 def exchanged(runs, shuffles, classes):
@@ -170,16 +137,17 @@ def exchanged(runs, shuffles, classes):
   print('|---|---|---|---|')
   own, labels = [], None
   for run in runs:
-    apply, source = shuffled_model(run, set()), test_scenes(run, classes)
-    values, labels = scored(run, apply, source)
+    source = test_scenes(run.experiment.data, classes)
+    values, labels = precision(run, shuffled_model(run, set()), source)
     own.append(100 * values)
   own = np.stack(own)
   for name, parts in SHUFFLES.items():
     others = []
     for run in runs:
-      apply, source = shuffled_model(run, parts), test_scenes(run, classes)
+      apply = shuffled_model(run, parts)
+      source = test_scenes(run.experiment.data, classes)
       keys = map(jax.random.key, range(shuffles))
-      found = [scored(run, apply, source, key)[0] for key in keys]
+      found = [precision(run, apply, source, key)[0] for key in keys]
       others.append(100 * np.mean(found, axis=0))
     others = np.stack(others)
     cells = [

@@ -48,8 +48,8 @@ def experiment(variant: str = '1024') -> Experiment:
     name=f'fine_nexus_{variant}',
     model=nexus(
       ConvNet(TOKENS),
-      features=64 if mixer else 56,
       heads=(1, 1, 0, 0),
+      context_heads=2,
       region=REGION,
       scales=(1, 2, 4),
       mixers=MIXERS.get(mixer),

@@ -6,6 +6,7 @@ Grids of 12, 6 and 3 tokens a side. Variants of `scenes_nexus.py`:
     dense    every token of a grid looks at every other
     stripes  rows and columns, stripes of 2 tokens, as CSWin has them
     routing  a quarter of the regions, no network, as BiFormer has them
+    regions  NEXUS without stripes
     fixed    NEXUS that chooses neither widths nor shares
 
 Wanted: 2 to 4 points of mAP above MSBA. Measured results:
@@ -30,35 +31,44 @@ from msba_jax.training.experiment import Experiment
 
 GRIDS = ConvSpec((48, 96, 192), (1, 1, 1), stem_stride=4, levels=3)
 REGION = 3
-# Widths of regions, by which all have as many parameters as MSBA within 2 %,
-# and `fixed` 3 % fewer; and heads of rows, columns and diagonals.
-WIDE, NARROW = (58, (1, 1, 0, 0)), (51, (1, 1, 1, 0))
-CHOICES = {
-  '': {'widths': (1, 2, 4), 'ratios': (1 / 8, 1 / 4, 1 / 2, 1.0)},
-  'fixed': {'widths': (2,), 'ratios': (1 / 4,)},
+# Heads of rows, columns and diagonals, and over regions.
+HEADS = {
+  '': ((1, 1, 0, 0), 2),
+  'fixed': ((1, 1, 0, 0), 2),
+  'regions': ((0, 0, 0, 0), 2),
 }
+FIXED = {'widths': (2,), 'ratios': (1 / 4,)}
+ADAPTIVE = {'widths': (1, 2, 4), 'ratios': (1 / 8, 1 / 4, 1 / 2, 1.0)}
 MIXERS = published_mixers(REGION)
 # Without widths to choose.
 ONE_WIDTH = functools.partial(nexus_losses, width=0.0, narrowing=0.0)
-LOSSES = {'': nexus_losses, 'fixed': ONE_WIDTH, 'routing': ONE_WIDTH}
+LOSSES = {
+  '': nexus_losses,
+  'fixed': ONE_WIDTH,
+  'regions': ONE_WIDTH,
+  'routing': ONE_WIDTH,
+}
 
 
 def model(variant: str, classes: int) -> nn.Module:
   """NEXUS, or a variant of it."""
   if variant == 'msba':
     return msba(ConvNet(GRIDS), num_classes=classes)
-  if variant not in {*CHOICES, *MIXERS}:
-    names = sorted({'msba', *CHOICES, *MIXERS} - {''})
+  if variant not in {*HEADS, *MIXERS}:
+    names = sorted({'msba', *HEADS, *MIXERS} - {''})
     raise LookupError(f'one of {", ".join(names)}')
-  features, heads = NARROW if variant in CHOICES else WIDE
+  heads, sparse_heads = HEADS.get(variant, HEADS[''])
   return nexus(
     ConvNet(GRIDS),
-    features=features,
+    # As many parameters as MSBA within 2 %.
+    features=58,
     heads=heads,
+    sparse_heads=sparse_heads,
+    context_heads=2,
     region=REGION,
     num_classes=classes,
     mixers=MIXERS.get(variant),
-    **CHOICES.get(variant, {}),
+    **(FIXED if variant == 'fixed' else ADAPTIVE),
   )
 
 

@@ -45,8 +45,9 @@ def experiment(variant: str = '') -> Experiment:
     '_'.join(filter(None, ('tiny_imagenet_nexus', variant))),
     nexus(
       ConvNet(BACKBONE),
-      features=60 if variant else 54,
-      heads=(1, 1, 0, 0) if variant else (1, 1, 1, 0),
+      features=60,
+      heads=(1, 1, 0, 0),
+      context_heads=2,
       widths=(1, 2, 4),
       region=REGION,
       num_classes=CLASSES,

@@ -35,7 +35,7 @@ Told = Array | tuple[Array, ...]
 class CrossWindowRegions(nn.Module):
   """Attention over every grid, and the same regions of each.
 
-      x = W grid;  x = x + mixer(norm(x)) for each mixer;  x = x + FFN(norm(x))
+      x = W grid;  x = x + Σ mixer(norm(x)) over mixers;  x = x + FFN(norm(x))
       regions = norm(generalised means of x over p × p windows)
 
   All grids are resized to one, so that the regions of a place follow each other
@@ -43,7 +43,7 @@ class CrossWindowRegions(nn.Module):
 
   Attributes:
     features: width of a region.
-    mixers: attention modules of a level.
+    mixers: attention modules of a level, side by side.
     parts: regions along a side.
     scales: of each grid; 2 is a grid of half the size.
     ratio: width of the feed-forward over that of a token.
@@ -111,9 +111,8 @@ class CrossWindowLevel(nn.Module):
     """Regions, and what the mixers tell."""
     n, height, width, _ = grid.shape
     tokens = nn.Dense(self.features, name='project')(grid)
-    aux = {}
+    aux, normal = {}, nn.LayerNorm(name='norm_mixers')(tokens)
     for i, mixer in enumerate(self.mixers):
-      normal = nn.LayerNorm(name=f'norm_mixer_{i}')(tokens)
       messages, told = mixer(name=f'mixer_{i}')(normal)
       tokens = tokens + messages
       aux |= told

@@ -26,6 +26,8 @@ from msba_jax.models.size_logits import SizeLogits
 
 __all__ = ['CrossWindowAttention']
 
+# Hidden units of the network that chooses: one number for an image.
+CHOOSING = 4
 DIRECTIONS = ('horizontal', 'vertical', 'diagonal', 'antidiagonal')
 
 
@@ -45,6 +47,8 @@ class CrossWindowAttention(nn.Module):
     widths: candidates, in tokens, ascending; a single one is not chosen. Wider
       ones than a grid are as wide as the grid.
     temperature: of the Gumbel softmax.
+    qkv_features: width of all queries, keys and values together; None is that
+      of the tokens.
     attend: the attention function inside of stripes, as `attend_windows` takes
       it; None is its own.
     keys: makes the module of the keys; None is a plain projection.
@@ -56,6 +60,7 @@ class CrossWindowAttention(nn.Module):
   heads: Sequence[int] = (3, 3, 1, 1)
   widths: Sequence[int] = (2, 4, 8)
   temperature: float = 1.0
+  qkv_features: int | None = None
   attend: Attend | None = None
   keys: KeyProjection | None = None
 
@@ -77,7 +82,8 @@ class CrossWindowAttention(nn.Module):
       Σ_w p_w ‖m_w − m_W‖² / ‖m_W‖², with a gradient by p alone.
 
     Raises:
-      ValueError: no head or no width, or the heads do not divide the features.
+      ValueError: no head or no width, or the heads do not divide the width of
+        the queries.
     """
     n, height, width, features = grid.shape
     if len(self.heads) != len(DIRECTIONS) or not sum(self.heads):
@@ -88,10 +94,11 @@ class CrossWindowAttention(nn.Module):
     if not self.widths:
       raise ValueError('at least one width of stripes is needed')
     tokens = grid.reshape(n, height * width, features)
+    inner = self.qkv_features or features
     projected = queries_keys_values(
-      tokens, features, self.keys, grid=(height, width)
+      tokens, inner, self.keys, grid=(height, width)
     )
-    local = Nearby(name='local')(projected[2].reshape(grid.shape))
+    local = Nearby(name='local')(projected[2].reshape(n, height, width, inner))
     heads = tuple(split_heads(x, sum(self.heads)) for x in projected)
     branches = [
       functools.partial(self._in_stripes, shape=(height, width), stripe=w)
@@ -103,7 +110,7 @@ class CrossWindowAttention(nn.Module):
       messages, told = self._chosen(tokens, branches, heads)
       widths = jnp.minimum(jnp.asarray(self.widths), max(height, width))
       told['breadth'] = told['widths'] @ (widths / widths[-1])
-    messages = messages.reshape(grid.shape) + local
+    messages = messages.reshape(local.shape) + local
     stripe = jnp.asarray(self.widths)[jnp.argmax(told['widths'], axis=-1)]
     return nn.Dense(features, name='out')(messages), {
       **told,
@@ -124,9 +131,9 @@ class CrossWindowAttention(nn.Module):
     read = jnp.concatenate(
       [jnp.mean(tokens, axis=1), jnp.std(tokens, axis=1)], axis=-1
     )
-    logits = SizeLogits(
-      tokens.shape[-1] // 2, tuple(map(float, self.widths)), name='width'
-    )(read)
+    logits = SizeLogits(CHOOSING, tuple(map(float, self.widths)), name='width')(
+      read
+    )
     likely = jax.nn.softmax(logits, axis=-1)
     if not self.has_rng('dropout'):
       choice = jnp.argmax(logits, axis=-1)

@@ -40,7 +40,9 @@ def nexus(
   *,
   features: int = 64,
   embedding: int = 128,
-  heads: Sequence[int] = (3, 3, 1, 1),
+  heads: Sequence[int] = (2, 2, 1, 1),
+  sparse_heads: int = 2,
+  context_heads: int = 8,
   num_classes: int = 0,
   keys: KeyProjection | None = None,
   widths: Sequence[int] = (2, 4, 8),
@@ -58,8 +60,11 @@ def nexus(
     backbone: images to grids, fine to coarse.
     features: width of a region.
     embedding: width of an embedding.
-    heads: heads of each direction of the stripes: rows, columns, diagonals,
-      antidiagonals. Their sum is the number of heads everywhere.
+    heads: heads that look along stripes, of each direction: rows, columns,
+      diagonals, antidiagonals.
+    sparse_heads: heads beside them that look at regions. Both kinds have the
+      same width, features over their number, rounded down; either may be none.
+    context_heads: heads of the attention to other images.
     num_classes: rows of the shared head; 0 is no head.
     keys: makes the modules of the keys; None is plain ones.
     widths: widths of stripes that an image may choose.
@@ -75,26 +80,43 @@ def nexus(
   Returns:
     The model, for `losses.nexus_losses`.
 
+  Raises:
+    ValueError: there are no heads, or more than features.
+
   Example:
     >>> from msba_jax.models.backbones.conv import VARIANTS, ConvNet
     >>> model = nexus(ConvNet(VARIANTS['pico']), num_classes=10)
     >>> model.bcp.foreign
     4
   """
-  num_heads = sum(heads)
   if mixers is None:
-    mixers = (
-      functools.partial(
-        CrossWindowAttention, tuple(heads), tuple(widths), keys=keys
-      ),
-      functools.partial(
-        SparseAttention, num_heads, region, tuple(ratios), keys=keys
-      ),
+    along = sum(heads)
+    if not 1 <= along + sparse_heads <= features:
+      raise ValueError(
+        f'heads and sparse_heads, {along} + {sparse_heads}, must be from 1 to '
+        f'{features=}'
+      )
+    of_head = features // (along + sparse_heads)
+    stripes = functools.partial(
+      CrossWindowAttention,
+      tuple(heads),
+      tuple(widths),
+      qkv_features=along * of_head,
+      keys=keys,
     )
+    regions = functools.partial(
+      SparseAttention,
+      sparse_heads,
+      region,
+      tuple(ratios),
+      qkv_features=sparse_heads * of_head,
+      keys=keys,
+    )
+    mixers = (stripes,) * bool(along) + (regions,) * bool(sparse_heads)
   return MSBA(
     backbone=backbone,
     msw=CrossWindowRegions(features, tuple(mixers), parts, tuple(scales)),
-    bcp=SparseContext(num_heads, own=own, foreign=foreign, keys=keys),
+    bcp=SparseContext(context_heads, own=own, foreign=foreign, keys=keys),
     cfi=HierarchicalFusion(),
     caf=ContentAdaptiveFusion(embedding),
     graph=ContentGraph(),

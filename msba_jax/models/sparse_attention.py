@@ -102,6 +102,8 @@ class SparseAttention(nn.Module):
       q̄_i·k̄_j/√d.
     dense: attends to everything with the same parameters, and tells how far the
       choice would be from it.
+    qkv_features: width of all queries, keys and values together; None is that
+      of the tokens.
     keys: makes the module of the keys; None is a plain projection.
 
   Source: BiFormer: Vision Transformer with Bi-Level Routing Attention (2023),
@@ -115,6 +117,7 @@ class SparseAttention(nn.Module):
   temperature: float = 1.0
   means: bool = True
   dense: bool = False
+  qkv_features: int | None = None
   keys: KeyProjection | None = None
 
   @nn.compact
@@ -134,27 +137,30 @@ class SparseAttention(nn.Module):
       behind them; `cut` (2,), regions along each side.
 
     Raises:
-      ValueError: a ratio is not in (0, 1], or the heads do not divide the
-        features.
+      ValueError: a ratio is not in (0, 1], or the heads do not divide the width
+        of the queries.
     """
     if not self.ratios or not all(0 < ratio <= 1 for ratio in self.ratios):
       raise ValueError(f'ratios must lie in (0, 1]: {self.ratios=}')
     n, height, width, features = grid.shape
     side = region_side(height, width, self.region)
     cell, block = cell_side(side), side * side
+    inner = self.qkv_features or features
+    projected = queries_keys_values(
+      grid.reshape(n, height * width, features),
+      inner,
+      self.keys,
+      grid=(height, width),
+    )
     queries, keys, values = (
       split_heads(
-        _to_regions(x.reshape(grid.shape), side, cell), self.num_heads
+        _to_regions(x.reshape(n, height, width, inner), side, cell),
+        self.num_heads,
       )
-      for x in queries_keys_values(
-        grid.reshape(n, height * width, features),
-        features,
-        self.keys,
-        grid=(height, width),
-      )
+      for x in projected
     )
     if self.means and side == 1:
-      messages = attend(queries, keys, values).reshape(grid.shape)
+      messages = attend(queries, keys, values).reshape(n, height, width, inner)
       return nn.Dense(features, name='out')(messages), {}
     scores = self._scores(queries, keys, side)
     count = scores.shape[-1]
@@ -179,7 +185,9 @@ class SparseAttention(nn.Module):
         )
       messages = reads(queries, keys, values, indices[:, None], block=block)
       messages = messages + _lent(kept(scores), seen, values)
-    messages = _to_grid(messages.reshape(n, -1, features), grid, side, cell)
+    messages = _to_grid(
+      messages.reshape(n, -1, inner), (height, width), side, cell
+    )
     masses, of_means = map(_masses, seen)
     divergence = kept_mass_loss(
       masses, kept(jax.lax.stop_gradient(scores)), means=of_means
@@ -303,9 +311,11 @@ def _to_regions(grid: Array, side: int, cell: int) -> Array:
   return cut.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(n, height * width, d)
 
 
-def _to_grid(tokens: Array, like: Array, side: int, cell: int) -> Array:
-  """The inverse of `_to_regions`, in the shape of a grid."""
-  n, height, width, d = like.shape
+def _to_grid(
+  tokens: Array, shape: tuple[int, int], side: int, cell: int
+) -> Array:
+  """The inverse of `_to_regions`, for a grid of rows and columns."""
+  (height, width), (n, _, d) = shape, tokens.shape
   outer, parts = (height // side, width // side), side // cell
   cut = tokens.reshape(n, *outer, parts, parts, cell, cell, d)
-  return cut.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(like.shape)
+  return cut.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(n, height, width, d)

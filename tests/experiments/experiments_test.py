@@ -36,6 +36,8 @@ SYSTEMS = {
   ),
   'scenes_nexus:msba': (
     'scenes_nexus',
+    'scenes_nexus:regions',
+    'scenes_nexus:fixed',
     *(f'scenes_nexus:{name}' for name in published_mixers(3)),
   ),
   'fine_nexus:1024': tuple(

@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +90,34 @@ def test_grid_attention_is_attention_of_its_tokens(levels, rng):
   np.testing.assert_allclose(found.reshape(2, 6, 4), expected, atol=1e-5)
   assert not told
   del levels
+
+
+def test_mixers_are_side_by_side(levels):
+  """Each reads the same tokens, and its messages are added."""
+  module = CrossWindowRegions(8, (DENSE, STRIPES), parts=2)
+  _, _, params = run(module, levels)
+
+  def tokens(kept):
+    """Those that the feed-forward gets, with some mixers silenced."""
+    level = dict(params['level_0'])
+    for i in {0, 1} - kept:
+      silent = jax.tree.map(jnp.zeros_like, level[f'mixer_{i}'])
+      level[f'mixer_{i}'] = silent
+    found = {}
+
+    def note(forward, arguments, options, context):
+      if context.module.name == 'norm_feed_forward':
+        found['tokens'] = arguments[0]
+      return forward(*arguments, **options)
+
+    with nn.intercept_methods(note):
+      module.apply({'params': params | {'level_0': level}}, levels[:1])
+    return found['tokens']
+
+  none, first, second, both = map(tokens, [set(), {0}, {1}, {0, 1}])
+  for one in (first, second):
+    assert np.abs(one - none).max() > 1e-3
+  np.testing.assert_allclose(both - none, first + second - 2 * none, atol=1e-5)
 
 
 def test_an_image_does_not_see_another(levels):

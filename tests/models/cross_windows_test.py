@@ -15,9 +15,9 @@ HEADS = (1, 1, 1, 1)
 
 
 @functools.cache
-def made(heads=HEADS, widths=(1, 2, 4), side=(4, 6)):
+def made(heads=HEADS, widths=(1, 2, 4), side=(4, 6), inner=None):
   """The module, a compiled apply, and parameters without special values."""
-  module = CrossWindowAttention(heads, widths)
+  module = CrossWindowAttention(heads, widths, qkv_features=inner)
   variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, *side, 8)))
   apply = jax.jit(lambda v, grid, rngs: module.apply(v, grid, rngs=rngs))
   return module, apply, perturbed(variables, 0.3)
@@ -51,16 +51,17 @@ def attended(params, grid, stripe):
   queries, keys, values = np.split(qkv, 3, axis=1)
   places = [(y, x) for y in range(height) for x in range(width)]
   messages = np.zeros_like(values)
-  for head, direction in enumerate(DIRECTIONS):
-    part = slice(2 * head, 2 * head + 2)
+  parts = np.split(np.arange(values.shape[1]), len(DIRECTIONS))
+  for part, direction in zip(parts, DIRECTIONS, strict=True):
     groups = np.array(
       [group_of(direction, *at, stripe, (height, width)) for at in places]
     )
     for t, group in enumerate(groups):
       same = np.flatnonzero(groups == group)
-      scores = keys[same, part] @ queries[t, part] / np.sqrt(2)
+      seen = np.ix_(same, part)
+      scores = keys[seen] @ queries[t, part] / np.sqrt(len(part))
       weights = np.exp(scores - scores.max())
-      messages[t, part] = weights @ values[same, part] / weights.sum()
+      messages[t, part] = weights @ values[seen] / weights.sum()
   return messages, values
 
 
@@ -68,9 +69,9 @@ def reference(params, grid, stripe):
   """Messages of one image in float64, token by token."""
   messages, values = attended(params, grid, stripe)
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-  height, width, d = grid.shape
+  height, width, _ = grid.shape
   places = [(y, x) for y in range(height) for x in range(width)]
-  padded = np.pad(values.reshape(height, width, d), ((1, 1), (1, 1), (0, 0)))
+  padded = np.pad(values.reshape(height, width, -1), ((1, 1), (1, 1), (0, 0)))
   kernel = params['local']['kernel'][:, :, 0]
   for t, (y, x) in enumerate(places):
     near = padded[y : y + 3, x : x + 3]
@@ -79,8 +80,9 @@ def reference(params, grid, stripe):
   return out.reshape(grid.shape)
 
 
-def test_each_image_has_the_stripes_it_chose(grid):
-  _, apply, variables = made()
+@pytest.mark.parametrize('inner', [None, 12])
+def test_each_image_has_the_stripes_it_chose(grid, inner):
+  _, apply, variables = made(inner=inner)
   messages, told = apply(variables, grid, None)
   chex.assert_shape(told['widths'], (5, 3))
   stripes = np.asarray(told['stripe'])

@@ -149,12 +149,38 @@ def test_every_parameter_learns_from_the_losses(images):
     assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
 
 
+@pytest.mark.parametrize(
+  ('heads', 'sparse_heads', 'told'),
+  [((0, 0, 0, 0), 2, {'kept'}), ((1, 1, 0, 0), 0, {'stripe'})],
+)
+def test_kinds_without_heads_are_left_out(images, heads, sparse_heads, told):
+  model = nexus(
+    ConvNet(TINY),
+    features=9,
+    heads=heads,
+    sparse_heads=sparse_heads,
+    context_heads=3,
+  )
+  _, out = jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0]
+  found = {'kept', 'stripe'} & set(out['aux']['msw'])
+  assert found == told
+
+
+@pytest.mark.parametrize(
+  ('heads', 'sparse_heads'), [((3, 3, 1, 1), 1), ((0, 0, 0, 0), 0)]
+)
+def test_numbers_of_heads_that_cannot_be_are_named(heads, sparse_heads):
+  message = f'{sum(heads)} \\+ {sparse_heads}, must be from 1 to features=8'
+  with pytest.raises(ValueError, match=message):
+    nexus(ConvNet(TINY), features=8, heads=heads, sparse_heads=sparse_heads)
+
+
 def test_exchanged_mixers_and_scales(images):
   model = nexus(
     ConvNet(TINY),
     features=8,
     embedding=6,
-    heads=(1, 1, 0, 0),
+    context_heads=2,
     parts=2,
     scales=(1, 2),
     mixers=(functools.partial(GridAttention, 2),),

@@ -19,9 +19,11 @@ RATIOS = (1 / 4, 1 / 2, 1.0)
 
 
 @functools.cache
-def made(dense=False, ratios=RATIOS, means=True):
+def made(dense=False, ratios=RATIOS, means=True, width=None):
   """The module, a compiled apply, and parameters without special values."""
-  module = SparseAttention(2, 2, ratios, means=means, dense=dense)
+  module = SparseAttention(
+    2, 2, ratios, means=means, dense=dense, qkv_features=width
+  )
   variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 6, 8, 8)))
   apply = jax.jit(lambda v, grid, rngs: module.apply(v, grid, rngs=rngs))
   variables = perturbed(variables, 0.3)
@@ -49,9 +51,8 @@ def gelu(x):
 def dense_weights(query, keys, means):
   """Of a query, by head and region: weights (h, j, t), and of the means."""
   found = []
-  for head in range(2):
-    part = slice(4 * head, 4 * head + 4)
-    scored = keys[..., part] @ query[part] / 2
+  for part in np.split(np.arange(len(query)), 2):
+    scored = keys[..., part] @ query[part] / np.sqrt(len(part))
     averaged = scored.mean(axis=1) if means else np.full(len(scored), -np.inf)
     total = np.exp(scored).sum()
     found.append((np.exp(scored) / total, np.exp(averaged) / total))
@@ -73,9 +74,9 @@ def importance(parts, means):
 def reference(params, grid, means):
   """Messages of one image in float64, what is kept, and the divergence."""
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-  height, width, d = grid.shape
+  height, width, _ = grid.shape
   qkv = np.asarray(grid, np.float64) @ params['qkv']['kernel']
-  qkv = (qkv + params['qkv']['bias']).reshape(height, width, 3, d)
+  qkv = (qkv + params['qkv']['bias']).reshape(height, width, 3, -1)
   regions = [
     [(y + i, x + j) for i in (0, 1) for j in (0, 1)]
     for y in range(0, height, 2)
@@ -83,7 +84,8 @@ def reference(params, grid, means):
   ]
   parts = np.array([[qkv[at] for at in region] for region in regions])
   scores, count = importance(parts, means), len(regions)
-  messages, kept = np.zeros((height, width, d)), np.zeros((count, count), bool)
+  messages = np.zeros((height, width, qkv.shape[-1]))
+  kept = np.zeros((count, count), bool)
   divergence = []
   for i, row in enumerate(scores):
     weights = np.exp(row - row.max())
@@ -115,8 +117,7 @@ def reference(params, grid, means):
       weights = np.where(kept[i][:, None], weights, averages[..., None])
       masses.append(weights.sum(axis=(1, 2)).mean())
       weights = weights / weights.sum(axis=(1, 2), keepdims=True)
-      for head in range(2):
-        part = slice(4 * head, 4 * head + 4)
+      for head, part in enumerate(np.split(np.arange(qkv.shape[-1]), 2)):
         messages[at][part] = np.einsum(
           'jt,jtf->f', weights[head], parts[:, :, 2, part]
         )
@@ -126,9 +127,11 @@ def reference(params, grid, means):
   return out, kept, np.mean(divergence)
 
 
-@pytest.mark.parametrize('means', [True, False])
-def test_values_and_what_is_told(grid, means):
-  _, apply, variables = made(means=means)
+@pytest.mark.parametrize(
+  ('means', 'width'), [(True, None), (False, None), (True, 6)]
+)
+def test_values_and_what_is_told(grid, means, width):
+  _, apply, variables = made(means=means, width=width)
   messages, told = apply(variables, grid, None)
   shares = set()
   for i in range(len(grid)):

@@ -84,7 +84,7 @@ class Known(nn.Module):
 def make(model):
   """Random parameters, drawn by their shapes: nothing is compiled for them."""
   # With this seed NEXUS decides differently for images that differ in contrast.
-  rng = np.random.default_rng(65)
+  rng = np.random.default_rng(13)
   variables = jax.eval_shape(
     model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3))
   )
@@ -106,7 +106,9 @@ def make_nexus():
       BACKBONE,
       features=8,
       embedding=6,
-      heads=(1, 1, 1, 1),
+      heads=(1, 1, 0, 0),
+      sparse_heads=2,
+      context_heads=4,
       widths=(1, 2),
       region=2,
       ratios=(1 / 8, 1 / 2, 1.0),
