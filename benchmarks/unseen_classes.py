@@ -92,15 +92,18 @@ def main():
     if data not in sources:
       sources[data] = test_scenes(data, options.classes)
     scores, labels = of_run(run, sources[data])
-    found.setdefault(run.experiment.name, []).append(scores)
-  if len({len(scores) for scores in found.values()}) > 1:
-    runs = {name: len(scores) for name, scores in found.items()}
-    raise SystemExit(f'experiments need runs of the same seeds: {runs}')
+    of_seed = found.setdefault(run.experiment.name, {})
+    if run.experiment.seed in of_seed:
+      raise SystemExit(f'a seed of {run.experiment.name} is given twice')
+    of_seed[run.experiment.seed] = scores
+  seeds = {name: sorted(scores) for name, scores in found.items()}
+  if len(set(map(tuple, seeds.values()))) > 1:
+    raise SystemExit(f'experiments need runs of the same seeds: {seeds}')
   print('| experiment | mAP, % | recall@1, % | mAP − the first |')
   print('|---|---|---|---|')
   values = {
     name: {
-      metric: 100 * np.stack([one[metric] for one in scores])
+      metric: 100 * np.stack([scores[seed][metric] for seed in seeds[name]])
       for metric in METRICS
     }
     for name, scores in found.items()
