@@ -85,30 +85,31 @@ def main():
   parser.add_argument('runs', nargs='+', metavar='RUN')
   parser.add_argument('--classes', type=int, default=100)
   options = parser.parse_args()
-  # Runs of one seed see the same scenes, which are drawn once.
-  sources, found, labels = {}, {}, None
-  for run in map(load_run, options.runs):
+  given = [load_run(path) for path in options.runs]
+  first = given[0].experiment.name
+  runs = sorted(given, key=lambda run: run.experiment.seed)
+  seeds = {first: []}
+  for run in runs:
+    seeds.setdefault(run.experiment.name, []).append(run.experiment.seed)
+  if any(x != seeds[first] or len(set(x)) < len(x) for x in seeds.values()):
+    parser.error(f'experiments need one run of each of the same seeds: {seeds}')
+  # Runs on the same data see the same scenes, which are drawn once.
+  sources, found, labels = {}, {name: [] for name in seeds}, None
+  for run in runs:
     data = run.experiment.data
     if data not in sources:
       sources[data] = test_scenes(data, options.classes)
     scores, labels = of_run(run, sources[data])
-    of_seed = found.setdefault(run.experiment.name, {})
-    if run.experiment.seed in of_seed:
-      raise SystemExit(f'a seed of {run.experiment.name} is given twice')
-    of_seed[run.experiment.seed] = scores
-  seeds = {name: sorted(scores) for name, scores in found.items()}
-  if len(set(map(tuple, seeds.values()))) > 1:
-    raise SystemExit(f'experiments need runs of the same seeds: {seeds}')
+    found[run.experiment.name].append(scores)
   print('| experiment | mAP, % | recall@1, % | mAP − the first |')
   print('|---|---|---|---|')
   values = {
     name: {
-      metric: 100 * np.stack([scores[seed][metric] for seed in seeds[name]])
+      metric: 100 * np.stack([one[metric] for one in scores])
       for metric in METRICS
     }
     for name, scores in found.items()
   }
-  first = next(iter(values))
   for name, of_metric in values.items():
     cells = [
       bootstrap_interval(x, groups=labels, seed=0) for x in of_metric.values()

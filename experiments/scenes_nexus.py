@@ -31,12 +31,7 @@ from msba_jax.training.experiment import Experiment
 
 GRIDS = ConvSpec((48, 96, 192), (1, 1, 1), stem_stride=4, levels=3)
 REGION = 3
-# Heads of rows, columns and diagonals, and over regions.
-HEADS = {
-  '': ((1, 1, 0, 0), 2),
-  'fixed': ((1, 1, 0, 0), 2),
-  'regions': ((0, 0, 0, 0), 2),
-}
+NEXUS = '', 'regions', 'fixed'
 FIXED = {'widths': (2,), 'ratios': (1 / 4,)}
 ADAPTIVE = {'widths': (1, 2, 4), 'ratios': (1 / 8, 1 / 4, 1 / 2, 1.0)}
 MIXERS = published_mixers(REGION)
@@ -54,16 +49,15 @@ def model(variant: str, classes: int) -> nn.Module:
   """NEXUS, or a variant of it."""
   if variant == 'msba':
     return msba(ConvNet(GRIDS), num_classes=classes)
-  if variant not in {*HEADS, *MIXERS}:
-    names = sorted({'msba', *HEADS, *MIXERS} - {''})
+  if variant not in {*NEXUS, *MIXERS}:
+    names = sorted({'msba', *NEXUS, *MIXERS} - {''})
     raise LookupError(f'one of {", ".join(names)}')
-  heads, sparse_heads = HEADS.get(variant, HEADS[''])
   return nexus(
     ConvNet(GRIDS),
     # As many parameters as MSBA within 2 %.
     features=58,
-    heads=heads,
-    sparse_heads=sparse_heads,
+    # Along rows and columns, beside the two that look at regions.
+    heads=(0, 0, 0, 0) if variant == 'regions' else (1, 1, 0, 0),
     context_heads=2,
     region=REGION,
     num_classes=classes,
