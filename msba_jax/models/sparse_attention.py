@@ -6,7 +6,6 @@ Attributes:
   cell_side: how large a part of it with a mean of its own is.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -144,7 +143,7 @@ class SparseAttention(nn.Module):
       raise ValueError(f'ratios must lie in (0, 1]: {self.ratios=}')
     n, height, width, features = grid.shape
     side = region_side(height, width, self.region)
-    cell, block = cell_side(side), side * side
+    cell = cell_side(side)
     inner = self.qkv_features or features
     projected = queries_keys_values(
       grid.reshape(n, height * width, features),
@@ -160,8 +159,19 @@ class SparseAttention(nn.Module):
       for x in projected
     )
     if self.means and side == 1:
-      messages = attend(queries, keys, values).reshape(n, height, width, inner)
-      return nn.Dense(features, name='out')(messages), {}
+      messages, told = attend(queries, keys, values), {}
+    else:
+      messages, told = self._chosen(queries, keys, values, side)
+      told['cut'] = jnp.asarray((height // side, width // side))
+    messages = _to_grid(
+      messages.reshape(n, -1, inner), (height, width), side, cell
+    )
+    return nn.Dense(features, name='out')(messages), told
+
+  def _chosen(
+    self, queries: Array, keys: Array, values: Array, side: int
+  ) -> tuple[Array, dict[str, Array]]:
+    """Messages (n, t, h, f) by the kept regions, and what was chosen."""
     scores = self._scores(queries, keys, side)
     count = scores.shape[-1]
     ratio = self._ratio(jax.lax.stop_gradient(scores))
@@ -178,21 +188,13 @@ class SparseAttention(nn.Module):
     if self.dense:
       messages = attend(queries, keys, values)
     else:
-      reads = attend_blocks
-      if self.means:
-        reads = functools.partial(
-          attend_blocks_and_means, parts=(side // cell) ** 2
-        )
-      messages = reads(queries, keys, values, indices[:, None], block=block)
+      messages = self._read(queries, keys, values, indices, side)
       messages = messages + _lent(kept(scores), seen, values)
-    messages = _to_grid(
-      messages.reshape(n, -1, inner), (height, width), side, cell
-    )
     masses, of_means = map(_masses, seen)
     divergence = kept_mass_loss(
       masses, kept(jax.lax.stop_gradient(scores)), means=of_means
     )
-    return nn.Dense(features, name='out')(messages), {
+    return messages, {
       # Budget and divergence are a matter of ρ alone. Were scores and attention
       # to learn from them, all would look at one and the same region.
       'kept': straight_through(
@@ -200,8 +202,19 @@ class SparseAttention(nn.Module):
       ),
       'divergence': jnp.mean(divergence, axis=1),
       'blocks': indices,
-      'cut': jnp.asarray((height // side, width // side)),
     }
+
+  def _read(
+    self, queries: Array, keys: Array, values: Array, indices: Array, side: int
+  ) -> Array:
+    """Messages from the regions of `indices`, and the means of the others."""
+    block, indices = side * side, indices[:, None]
+    if not self.means:
+      return attend_blocks(queries, keys, values, indices, block=block)
+    parts = block // cell_side(side) ** 2
+    return attend_blocks_and_means(
+      queries, keys, values, indices, block=block, parts=parts
+    )
 
   def _ratio(self, scores: Array) -> Array:
     """ρ of every row, (n, i): one of the candidates, with a soft gradient."""
