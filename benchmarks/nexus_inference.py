@@ -52,7 +52,8 @@ def main():
     run = load_run(path)
     source = run.experiment.data.open().test.queries
     images = load_batch(source, np.arange(options.images))['image']
-    for name, model in models(run):
+    for kind, model in models(run):
+      name = f'{kind}, {path}'
       embedder = dataclasses.replace(run.embedder, model=model)
 
       def embed(variables, images, embedder=embedder):
@@ -66,10 +67,10 @@ def main():
   for name, seconds in times.items():
     middle = statistics.median(seconds)
     print(
-      f'{name:32s} {1e3 * middle:8.1f} ms (min {1e3 * min(seconds):8.1f}) '
+      f'{1e3 * middle:8.1f} ms (min {1e3 * min(seconds):8.1f}) '
       f'{bytes_of[name] / 2**20:8.1f} MiB  '
       f'time {middle / statistics.median(times[last]):.2f}, '
-      f'memory {bytes_of[name] / bytes_of[last]:.2f}'
+      f'memory {bytes_of[name] / bytes_of[last]:.2f}  {name}'
     )
 
 

@@ -42,6 +42,7 @@ from msba_jax.losses.sharded import (
 from msba_jax.losses.similarity import negative_pairs, positive_pairs
 from msba_jax.losses.sparsity import (
   kept_mass_loss,
+  narrowing_loss,
   nexus_losses,
   ratio_loss,
 )
@@ -64,6 +65,7 @@ __all__ = [
   'mean_over_proxies',
   'msba_losses',
   'multi_similarity',
+  'narrowing_loss',
   'negative_pairs',
   'nexus_losses',
   'normalized_softmax',

@@ -3,7 +3,8 @@ r"""The objective of NEXUS, as terms: how much is kept, and how well.
 Attributes:
   ratio_loss: twice the squared distance of the kept share from its target.
   kept_mass_loss: divergence of sparse rows from dense ones.
-  nexus_losses: the objective of MSBA and these two.
+  narrowing_loss: narrow stripes are for those who lose least by them.
+  nexus_losses: the objective of MSBA and these.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from msba_jax.losses.objective import check_weight, msba_losses
 from msba_jax.losses.reduction import masked_mean
 from msba_jax.losses.term import LossTerm
 
-__all__ = ['kept_mass_loss', 'nexus_losses', 'ratio_loss']
+__all__ = ['kept_mass_loss', 'narrowing_loss', 'nexus_losses', 'ratio_loss']
 
 # What a row that keeps nothing counts as kept: its loss is −log of this.
 LEAST = 1e-6
@@ -124,6 +125,58 @@ def kept_mass_loss(
   return jnp.where(there, -jnp.log(jnp.where(there, share, 1)), 0)
 
 
+def narrowing_loss(
+  likely: Float[Array, '*l n k'],
+  lost: Float[Array, '*l n k'],
+  *,
+  valid: Bool[Array, ' n'] | None = None,
+) -> Float[Array, '']:
+  r"""mean_i Σ_w p_iw (D_iw − mean_j D_jw), a scalar.
+
+  An image that loses more by a candidate than the others shall be less likely
+  to choose it. Without the mean over images all would be drawn to the widest;
+  with it, how much they spend together is left to a budget, such as
+  `ratio_loss`, and this says who spends it.
+
+  Args:
+    likely: p, how likely each image chooses each candidate.
+    lost: D, what the image loses by it; gets no gradient.
+    valid: False is an image of padding. None: all take part.
+
+  Returns:
+    A scalar in float32, the mean over leading axes, such as levels; negative
+    where choices are better than equal ones, zero where nothing is valid.
+
+  Raises:
+    ValueError: the shapes disagree.
+    TypeError: `valid` is not Boolean.
+
+  Example:
+    >>> lost = jnp.array([[0.5, 0.0], [0.25, 0.0]])
+    >>> float(narrowing_loss(jnp.array([[0.0, 1.0], [1.0, 0.0]]), lost))
+    -0.0625
+  """
+  if likely.shape != lost.shape:
+    raise ValueError(
+      'what is lost must be one number for each candidate: '
+      f'{likely.shape=} {lost.shape=}'
+    )
+  if valid is None:
+    valid = jnp.ones(lost.shape[-2], bool)
+  if valid.shape != lost.shape[-2:-1]:
+    raise ValueError(
+      f'valid must be one per image: {valid.shape=} {lost.shape=}'
+    )
+  if valid.dtype != jnp.bool_:
+    raise TypeError(f'valid must be Boolean, True takes part: {valid.dtype=}')
+  images = valid[:, None].reshape((1,) * (lost.ndim - 2) + (-1, 1))
+  count = jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1)
+  lost = jnp.where(images, jax.lax.stop_gradient(lost), 0).astype(jnp.float32)
+  beside = lost - jnp.sum(lost, axis=-2, keepdims=True) / count
+  spent = jnp.where(images, likely.astype(jnp.float32) * beside, 0)
+  return jnp.mean(jnp.sum(spent, axis=(-2, -1))) / count
+
+
 def nexus_losses(
   loss: Callable[..., Array],
   *,
@@ -132,13 +185,13 @@ def nexus_losses(
   mass: float = 1.0,
   width: float = 4.0,
   width_target: float = 0.75,
-  narrowing: float = 1.0,
+  narrowing: float = 30.0,
   **of_msba: Any,
 ) -> tuple[LossTerm, ...]:
   r"""Objective of NEXUS: that of MSBA, how much is looked at, and how well.
 
   L = L_MSBA + λ_r 2 (mean M − ρ*)² + λ_m mean KL(sparse‖dense)
-    + λ_w 2 (mean w − w*)² + λ_n mean Σ_w p_w ‖m_w − m_W‖² / ‖m_W‖²
+    + λ_w 2 (mean w − w*)² + λ_n mean Σ_w p_w (D_w − mean D_w)
 
   Each pair spends a budget where it helps most: the images share it, and one
   that loses much by looking at little gets more of it. Levels have budgets of
@@ -147,9 +200,10 @@ def nexus_losses(
 
   The terms beside those of MSBA are called 'ratio', 'mass', 'width' and
   'narrowing'; one of weight zero is left out, as the latter two have to be
-  where no width is chosen. They read `kept`, `divergence`, `breadth` and
-  `narrowing` of `out['aux']['msw']`, one number for each level and image (l, n)
-  or one for all, and `batch['valid']`; means M and w are over the valid images.
+  where no width is chosen. They read `kept`, `divergence` and `breadth` of
+  `out['aux']['msw']`, one number for each level and image (l, n) or one for
+  all, `widths` and `lost`, one for each candidate besides (l, n, k), and
+  `batch['valid']`; means M and w are over the valid images.
 
   Args:
     loss: as in `msba_losses`.
@@ -171,7 +225,7 @@ def nexus_losses(
   Example:
     >>> from msba_jax.losses import proxy_anchor
     >>> [(t.name, t.weight) for t in nexus_losses(proxy_anchor)][3:]
-    [('ratio', 8.0), ('mass', 1.0), ('width', 4.0), ('narrowing', 1.0)]
+    [('ratio', 8.0), ('mass', 1.0), ('width', 4.0), ('narrowing', 30.0)]
   """
   check_weight(ratio=ratio, mass=mass, width=width, narrowing=narrowing)
   for name, share in (('target', target), ('width_target', width_target)):
@@ -195,7 +249,7 @@ def nexus_losses(
     LossTerm('ratio', ratio, budget('kept', target)),
     LossTerm('mass', mass, mean_of('divergence')),
     LossTerm('width', width, budget('breadth', width_target)),
-    LossTerm('narrowing', narrowing, mean_of('narrowing')),
+    LossTerm('narrowing', narrowing, _narrowing),
   )
   return (
     *msba_losses(loss, **of_msba),
@@ -203,20 +257,18 @@ def nexus_losses(
   )
 
 
+def _narrowing(out: dict[str, Any], batch: dict[str, Any]) -> Array:
+  likely, lost = (_of_windows(name, out) for name in ('widths', 'lost'))
+  return narrowing_loss(likely, lost, valid=batch['valid'])
+
+
 def _told(
   name: str, out: dict[str, Any], batch: dict[str, Any]
 ) -> tuple[Array, Array | None]:
   """What the windows told of their sparsity, and where it counts."""
-  windows = out['aux'].get('msw', {})
-  if name not in windows:
-    raise ValueError(
-      f'the model tells no {name} of its windows: build it with sparse '
-      'windows, or give this term the weight 0'
-    )
-  told = jnp.asarray(windows[name])
+  told, valid = _of_windows(name, out), batch['valid']
   if told.ndim == 0:
     return told, None
-  valid = batch['valid']
   if told.shape[-1:] != valid.shape:
     raise ValueError(
       f'{name} of the windows must end in one number per image: '
@@ -224,3 +276,13 @@ def _told(
     )
   valid = valid.reshape((1,) * (told.ndim - 1) + valid.shape)
   return told, jnp.broadcast_to(valid, told.shape)
+
+
+def _of_windows(name: str, out: dict[str, Any]) -> Array:
+  windows = out['aux'].get('msw', {})
+  if name not in windows:
+    raise ValueError(
+      f'the model tells no {name} of its windows: build it with sparse '
+      'windows, or give this term the weight 0'
+    )
+  return jnp.asarray(windows[name])

@@ -12,7 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from msba_jax.layers.choice import neighbouring_mixture, switch_by_image
+from msba_jax.layers.choice import (
+  neighbouring_mixture,
+  straight_through,
+  switch_by_image,
+)
 from msba_jax.layers.depthwise import depthwise_convolution
 from msba_jax.layers.window_attention import attend_windows
 from msba_jax.layers.windows import stripe_windows
@@ -76,10 +80,11 @@ class CrossWindowAttention(nn.Module):
     Returns:
       The messages, and `widths` (n, k), how likely each candidate is; `stripe`
       (n,), the likeliest, in tokens; `grid` (2,), rows and columns; `heads`
-      (4,), of each direction. Where a width is chosen, also `breadth` (n,), how
-      wide it is expected to be, over the widest; and with a key 'dropout'
-      `narrowing` (n,), what is expected to be lost to the widest:
-      Σ_w p_w ‖m_w − m_W‖² / ‖m_W‖², with a gradient by p alone.
+      (4,), of each direction. Where a width is chosen, also `breadth` (n,), the
+      likeliest over the widest, with the gradient of what is expected: a budget
+      of it holds for what is computed in the end; and with a key 'dropout'
+      `lost` (n, k), ‖m_w − m_W‖² / ‖m_W‖², what messages of each width lose to
+      those of the widest, without gradient.
 
     Raises:
       ValueError: no head or no width, or the heads do not divide the width of
@@ -108,13 +113,17 @@ class CrossWindowAttention(nn.Module):
       messages, told = branches[0](heads), {'widths': jnp.ones((n, 1))}
     else:
       messages, told = self._chosen(tokens, branches, heads)
+    chosen = jnp.argmax(told['widths'], axis=-1)
+    if len(branches) > 1:
       widths = jnp.minimum(jnp.asarray(self.widths), max(height, width))
-      told['breadth'] = told['widths'] @ (widths / widths[-1])
+      shares = widths / widths[-1]
+      told['breadth'] = straight_through(
+        shares[chosen], told['widths'] @ shares
+      )
     messages = messages.reshape(local.shape) + local
-    stripe = jnp.asarray(self.widths)[jnp.argmax(told['widths'], axis=-1)]
     return nn.Dense(features, name='out')(messages), {
       **told,
-      'stripe': stripe,
+      'stripe': jnp.asarray(self.widths)[chosen],
       'grid': jnp.asarray((height, width)),
       'heads': jnp.asarray(self.heads),
     }
@@ -145,8 +154,7 @@ class CrossWindowAttention(nn.Module):
     mixed = jnp.einsum(
       'nk,kn...->n...', shares.astype(messages.dtype), messages
     )
-    lost = jnp.einsum('nk,kn->n', likely, _distances(messages))
-    return mixed, {'widths': likely, 'narrowing': lost}
+    return mixed, {'widths': likely, 'lost': _distances(messages)}
 
   def _in_stripes(
     self, heads: tuple[Array, ...], *, shape: tuple[int, int], stripe: int
@@ -181,8 +189,8 @@ class Nearby(nn.Module):
 
 
 def _distances(messages: Array) -> Array:
-  """‖m_w − m_W‖² / ‖m_W‖² (k, n) to the last candidate, without gradient."""
+  """‖m_w − m_W‖² / ‖m_W‖² (n, k) to the last candidate, without gradient."""
   messages = jax.lax.stop_gradient(messages).astype(jnp.float32)
   axes = tuple(range(2, messages.ndim))
   apart = jnp.sum((messages - messages[-1:]) ** 2, axis=axes)
-  return apart / (jnp.sum(messages[-1:] ** 2, axis=axes) + 1e-12)
+  return (apart / (jnp.sum(messages[-1:] ** 2, axis=axes) + 1e-12)).T

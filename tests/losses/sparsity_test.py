@@ -14,11 +14,12 @@ from msba_jax.losses import sparsity
 
 # What each term reads of the windows.
 READS = {
-  'ratio': 'kept',
-  'mass': 'divergence',
-  'width': 'breadth',
-  'narrowing': 'narrowing',
+  'ratio': ('kept',),
+  'mass': ('divergence',),
+  'width': ('breadth',),
+  'narrowing': ('widths', 'lost'),
 }
+NAMES = [name for names in READS.values() for name in names]
 
 
 @pytest.fixture
@@ -28,8 +29,11 @@ def out(rng):
     for key, size in {'solo': 6, 'context': 6, 'proxies': 3}.items()
   }
   told = {
-    name: jnp.asarray(rng.random((2, 6)), jnp.float32)
-    for name in READS.values()
+    name: jnp.asarray(
+      rng.random((2, 6, 3) if name in READS['narrowing'] else (2, 6)),
+      jnp.float32,
+    )
+    for name in NAMES
   }
   return vectors | {'aux': {'msw': told}}
 
@@ -162,6 +166,55 @@ def test_rows_that_keep_nothing_all_or_are_empty(rng):
   assert np.all(np.asarray(gradients[1][0]) < 0)
 
 
+def reallocated(likely, lost):
+  """mean_i Σ_w p_iw (D_iw − mean_j D_jw) of each level, in float64."""
+  beside = lost - lost.mean(axis=-2, keepdims=True)
+  return [
+    np.mean([p @ d for p, d in zip(*of_level, strict=True)])
+    for of_level in zip(likely, beside, strict=True)
+  ]
+
+
+@pytest.mark.parametrize('levels', [(), (3,), (2, 1)])
+def test_narrowing_equals_the_reference(rng, variant, levels):
+  likely = rng.dirichlet(np.ones(3), (*levels, 6))
+  lost = rng.random((*levels, 6, 3))
+  valid = np.array([True, False, True, True, True, False])
+  found = variant(losses.narrowing_loss)(
+    jnp.asarray(likely, jnp.float32),
+    jnp.asarray(lost, jnp.float32).at[..., 1, :].set(jnp.nan),
+    valid=jnp.asarray(valid),
+  )
+  of_levels = reallocated(
+    *(x.reshape(-1, 6, 3)[:, valid] for x in (likely, lost))
+  )
+  np.testing.assert_allclose(found, np.mean(of_levels), rtol=1e-4, atol=1e-7)
+  none = jnp.zeros(6, bool)
+  found = losses.narrowing_loss(*map(jnp.asarray, (likely, lost)), valid=none)
+  assert found == 0
+
+
+def test_narrowing_moves_images_apart_and_not_together(rng):
+  lost = jnp.asarray(rng.random((5, 3)), jnp.float32)
+  likely = jnp.full((5, 3), 1 / 3)
+  np.testing.assert_allclose(losses.narrowing_loss(likely, lost), 0, atol=1e-7)
+  gradient = np.asarray(jax.grad(losses.narrowing_loss)(likely, lost))
+  np.testing.assert_allclose(gradient.sum(axis=0), 0, atol=1e-6)
+  for of_candidate, by in zip(gradient.T, lost.T, strict=True):
+    np.testing.assert_array_equal(np.argsort(of_candidate), np.argsort(by))
+
+
+@pytest.mark.usefixtures('unchecked')
+def test_shapes_that_narrowing_does_not_take_are_named():
+  rows = jnp.ones((4, 3))
+  with pytest.raises(ValueError, match=r'lost\.shape=\(4, 2\)'):
+    losses.narrowing_loss(rows, jnp.ones((4, 2)))
+  with pytest.raises(ValueError, match=r'valid\.shape=\(3,\)'):
+    losses.narrowing_loss(rows, rows, valid=jnp.ones(3, bool))
+  with pytest.raises(TypeError, match=r'valid\.dtype=.*float32'):
+    losses.narrowing_loss(rows, rows, valid=jnp.ones(4))
+
+
 def test_gradients_equal_finite_differences(rng):
   weights, _ = rows_and_masks(rng, 3, 5)
   kept = jnp.asarray(rng.uniform(0.3, 1, (3, 5)), jnp.float32)
@@ -218,25 +271,25 @@ def test_the_objective_is_that_of_msba_and_four_terms(out, batch):
   options = {'consistency': 0.3, 'classification_weight': 0.5}
   terms = losses.nexus_losses(loss, width=2.0, **options)
   base = losses.msba_losses(loss, **options)
-  weights = {'ratio': 8.0, 'mass': 1.0, 'width': 2.0, 'narrowing': 1.0}
+  weights = {'ratio': 8.0, 'mass': 1.0, 'width': 2.0, 'narrowing': 30.0}
   assert [(t.name, t.weight) for t in terms] == [
     *((t.name, t.weight) for t in base),
     *weights.items(),
   ]
   total, values = losses.total_loss(terms, out, batch)
   told = {
-    name: np.asarray(out['aux']['msw'][key], np.float64)[:, :5]
-    for name, key in READS.items()
+    name: np.asarray(out['aux']['msw'][name], np.float64)[:, :5]
+    for name in NAMES
   }
   # Every level has a budget of its own.
   expected = {
-    'ratio': np.mean(2 * (told['ratio'].mean(axis=1) - 0.2) ** 2),
-    'mass': told['mass'].mean(),
-    'width': np.mean(2 * (told['width'].mean(axis=1) - 0.75) ** 2),
-    'narrowing': told['narrowing'].mean(),
+    'ratio': np.mean(2 * (told['kept'].mean(axis=1) - 0.2) ** 2),
+    'mass': told['divergence'].mean(),
+    'width': np.mean(2 * (told['breadth'].mean(axis=1) - 0.75) ** 2),
+    'narrowing': np.mean(reallocated(told['widths'], told['lost'])),
   }
   for name, value in expected.items():
-    np.testing.assert_allclose(values[name], value, rtol=1e-5)
+    np.testing.assert_allclose(values[name], value, rtol=1e-4)
   np.testing.assert_allclose(
     total,
     losses.total_loss(base, out, batch)[0]
@@ -255,9 +308,10 @@ def test_padded_images_have_no_say(out, batch):
   told = out['aux']['msw']
   spoiled = {key: x.at[:, 5].set(jnp.nan) for key, x in told.items()}
   np.testing.assert_array_equal(value(spoiled), value(told))
-  for gradient in jax.grad(value)(told).values():
+  for name, gradient in jax.grad(value)(told).items():
     np.testing.assert_array_equal(gradient[:, 5], 0)
-    assert np.all(np.asarray(gradient[:, :5]) != 0)
+    # What is lost is a measurement.
+    assert np.all((np.asarray(gradient[:, :5]) != 0) == (name != 'lost'))
 
 
 def test_one_number_for_all_is_taken(out, batch):
@@ -276,7 +330,7 @@ def test_a_term_of_weight_zero_is_left_out(out, batch, name):
   names = [term.name for term in terms]
   assert [x for x in names if x in READS] == [x for x in READS if x != name]
   # What it would read need not be there.
-  told = {k: v for k, v in out['aux']['msw'].items() if k != READS[name]}
+  told = {k: v for k, v in out['aux']['msw'].items() if k not in READS[name]}
   out = out | {'aux': {'msw': told}}
   assert np.isfinite(losses.total_loss(terms, out, batch)[0])
 
@@ -287,7 +341,7 @@ def test_a_negative_weight_is_named(name):
     losses.nexus_losses(losses.proxy_anchor, **{name: -1.0})
 
 
-@pytest.mark.parametrize('name', READS.values())
+@pytest.mark.parametrize('name', NAMES)
 def test_what_the_windows_do_not_tell_is_named(out, batch, name):
   terms = losses.nexus_losses(losses.proxy_anchor)
   told = {k: v for k, v in out['aux']['msw'].items() if k != name}

@@ -152,35 +152,50 @@ def test_training_mixes_two_neighbours_and_learns_the_width(grid):
     assert np.abs(leaf).max() > 0
 
 
-def test_what_a_narrower_stripe_loses_teaches_the_width_alone(grid):
+def test_what_a_narrower_stripe_loses_is_measured(grid):
   module, apply, variables = made()
-  _, told = apply(variables, grid, {'dropout': jax.random.key(3)})
-  assert 'narrowing' not in apply(variables, grid, None)[1]
-  likely = np.asarray(told['widths'], np.float64)
-  np.testing.assert_allclose(
-    told['breadth'], likely @ (np.array([1, 2, 4]) / 4), rtol=1e-5
-  )
+  key = {'dropout': jax.random.key(3)}
+  _, told = apply(variables, grid, key)
+  assert 'lost' not in apply(variables, grid, None)[1]
   for i, image in enumerate(grid):
     found = [attended(variables['params'], image, w)[0] for w in (1, 2, 4)]
     lost = [np.sum((x - found[-1]) ** 2) for x in found]
-    expected = likely[i] @ lost / np.sum(found[-1] ** 2)
-    np.testing.assert_allclose(told['narrowing'][i], expected, rtol=1e-3)
+    expected = lost / np.sum(found[-1] ** 2)
+    np.testing.assert_allclose(told['lost'][i], expected, rtol=1e-3, atol=1e-7)
 
-  def total(params):
-    keys = {'dropout': jax.random.key(3)}
-    _, told = module.apply({'params': params}, grid, rngs=keys)
-    return jnp.sum(told['narrowing'])
+  def total(name, params):
+    _, told = module.apply({'params': params}, grid, rngs=key)
+    return jnp.sum(told[name] ** 2)
 
-  for name, leaves in jax.jit(jax.grad(total))(variables['params']).items():
-    for leaf in jax.tree.leaves(leaves):
-      assert np.any(leaf) == (name == 'width'), name
+  def learns(name):
+    gradient = jax.jit(jax.grad(functools.partial(total, name)))
+    for of, leaves in gradient(variables['params']).items():
+      for leaf in jax.tree.leaves(leaves):
+        if np.any(leaf):
+          yield of
+
+  assert not set(learns('lost'))
+  assert set(learns('widths')) == {'width'}
 
 
-def test_a_grid_that_is_narrower_than_a_stripe_counts_its_own_width(grid):
-  _, apply, variables = made(widths=(1, 2, 8))
+def test_the_breadth_is_what_was_chosen_and_learns_as_what_is_expected(grid):
+  # The grid is narrower than the widest stripe, and counts its own width.
+  module, apply, variables = made(widths=(1, 2, 8))
   _, told = apply(variables, grid, None)
-  shares = np.asarray(told['widths'], np.float64) @ (np.array([1, 2, 6]) / 6)
-  np.testing.assert_allclose(told['breadth'], shares, rtol=1e-5)
+  stripes = np.minimum(np.asarray(told['stripe']), 6)
+  np.testing.assert_allclose(told['breadth'], stripes / 6, rtol=1e-6)
+
+  def total(name, params):
+    _, told = module.apply({'params': params}, grid)
+    shares = told['widths'] @ (jnp.array([1.0, 2.0, 6.0]) / 6)
+    return jnp.sum({**told, 'expected': shares}[name])
+
+  found, expected = (
+    jax.jit(jax.grad(functools.partial(total, name)))(variables['params'])
+    for name in ('breadth', 'expected')
+  )
+  chex.assert_trees_all_close(found, expected, rtol=1e-5)
+  assert any(map(np.any, jax.tree.leaves(found['width'])))
 
 
 def test_without_a_key_the_gradient_is_that_of_the_chosen_width(grid):
@@ -209,7 +224,7 @@ def test_a_single_width_makes_no_network(grid):
   _, told = apply(variables, grid, {'dropout': jax.random.key(0)})
   np.testing.assert_array_equal(told['stripe'], np.full(5, 2))
   np.testing.assert_array_equal(told['widths'], np.ones((5, 1)))
-  assert not {'breadth', 'narrowing'} & set(told)
+  assert not {'breadth', 'lost'} & set(told)
   del module
 
 
