@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from msba_jax.layers import attention
 from msba_jax.layers.implementations import CHUNKED_SCORES
@@ -40,7 +40,8 @@ def attend_windows(
   windows: Windows,
   *,
   attend: Callable[..., Array] | None = None,
-) -> Float[Array, 'n t h f']:
+  places: Int[np.ndarray, ' a'] | None = None,
+) -> Float[Array, 'n _ h f']:
   r"""Attention of every token over the tokens of the windows that it is in.
 
   o[t] = mean over the windows w with t of softmax_{s ∈ w}(q[t]·k[s]/√d) v[s].
@@ -54,13 +55,16 @@ def attend_windows(
       `attend(queries, keys, values, mask=mask)` with (n, w, s, h, d) arrays and
       a mask that broadcasts to (n, w, h, s, s), or None. None is softmax
       attention, faster on small windows than `attend` of this library.
+    places: the few tokens whose messages are wanted, for windows that do not
+      overlap; they look at all tokens under a mask, `attend` with (n, t, h, d)
+      arrays. None is all tokens, in their order.
 
   Returns:
     Messages in the dtype of the values; zero for a token that is in no window.
 
   Raises:
     ValueError: the shapes do not fit together, or the windows belong to a grid
-      of another size.
+      of another size, or overlap where places are given.
 
   Example:
     >>> tokens = jnp.arange(4.0).reshape(1, 4, 1, 1)
@@ -81,6 +85,11 @@ def attend_windows(
     raise ValueError(
       f'the windows belong to {windows.tokens} tokens, not to {t}'
     )
+  if places is not None:
+    mask = jnp.asarray(_same_window(windows, places))
+    return (attend or attention.attend)(
+      queries[:, places], keys, values, mask=mask
+    )
   apart = _heads_apart(windows, h)
   asking, answering, read = (
     window_partition(x.reshape(n, t * h, x.shape[-1]), apart)
@@ -92,6 +101,17 @@ def attend_windows(
     attend = attend or attention.attend
     messages = _attend_given(asking, answering, read, windows, attend)
   return window_merge(messages, apart).reshape(values.shape)
+
+
+def _same_window(windows: Windows, places: np.ndarray) -> np.ndarray:
+  """Which tokens (a, t) are in the window of each place."""
+  found = windows.indices[windows.valid]
+  if len(np.unique(found)) != len(found):
+    raise ValueError('places need windows that do not overlap')
+  window = np.full(windows.tokens, -1)
+  window[found] = np.nonzero(windows.valid)[0]
+  asking = window[places][:, None]
+  return (asking == window) & (asking >= 0)
 
 
 def _heads_apart(windows: Windows, heads: int) -> Windows:

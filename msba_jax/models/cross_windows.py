@@ -5,12 +5,14 @@ Attributes:
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from msba_jax.layers.choice import (
   neighbouring_mixture,
@@ -26,12 +28,12 @@ from msba_jax.models.blocks import (
   queries_keys_values,
   split_heads,
 )
-from msba_jax.models.size_logits import SizeLogits
+from msba_jax.models.size_logits import NeededSize
 
 __all__ = ['CrossWindowAttention']
 
-# Hidden units of the network that chooses: one number for an image.
-CHOOSING = 4
+# Tokens at which it is measured what narrow stripes lose.
+ASKED = 16
 DIRECTIONS = ('horizontal', 'vertical', 'diagonal', 'antidiagonal')
 
 
@@ -39,12 +41,13 @@ class CrossWindowAttention(nn.Module):
   """Self-attention in stripes of four directions, of a width chosen by image.
 
   Some heads look along rows, some along columns, some along each diagonal, in
-  stripes of w tokens. A small network chooses w among the candidates from the
-  mean and the deviation of the features of an image. Where there is a key
-  'dropout', as in training, the result is a mixture of the likeliest width and
-  its likelier neighbour by a Gumbel softmax; elsewhere each image has one
-  width, and only that is computed. To the messages a depthwise convolution of
-  the values is added, for what is near.
+  stripes of w tokens. What narrow stripes would lose of an image is measured at
+  sixteen of its tokens, which attend in stripes of all candidates, and says
+  which w it gets (`NeededSize`). Where there is a key 'dropout', as in
+  training, the result is a mixture of the likeliest width and its likelier
+  neighbour by a Gumbel softmax; elsewhere each image has one width, and only
+  that is computed. To the messages a depthwise convolution of the values is
+  added, for what is near.
 
   Attributes:
     heads: heads of each direction: rows, columns, diagonals, antidiagonals.
@@ -112,7 +115,7 @@ class CrossWindowAttention(nn.Module):
     if len(branches) == 1:
       messages, told = branches[0](heads), {'widths': jnp.ones((n, 1))}
     else:
-      messages, told = self._chosen(tokens, branches, heads)
+      messages, told = self._chosen(branches, heads, (height, width))
     chosen = jnp.argmax(told['widths'], axis=-1)
     if len(branches) > 1:
       widths = jnp.minimum(jnp.asarray(self.widths), max(height, width))
@@ -130,18 +133,14 @@ class CrossWindowAttention(nn.Module):
 
   def _chosen(
     self,
-    tokens: Array,
     branches: Sequence[Callable[[tuple[Array, ...]], Array]],
     heads: tuple[Array, ...],
+    shape: tuple[int, int],
   ) -> tuple[Array, dict[str, Array]]:
     """Messages of the width of each image, or of two; how likely each is."""
-    # The network reads the tokens, and its budget does not shape them.
-    tokens = jax.lax.stop_gradient(tokens)
-    read = jnp.concatenate(
-      [jnp.mean(tokens, axis=1), jnp.std(tokens, axis=1)], axis=-1
-    )
-    logits = SizeLogits(CHOOSING, tuple(map(float, self.widths)), name='width')(
-      read
+    lost = self._lost_at_few(heads, shape)
+    logits = NeededSize(tuple(map(float, self.widths)), name='width')(
+      lost[:, :-1]
     )
     likely = jax.nn.softmax(logits, axis=-1)
     if not self.has_rng('dropout'):
@@ -156,8 +155,27 @@ class CrossWindowAttention(nn.Module):
     )
     return mixed, {'widths': likely, 'lost': _distances(messages)}
 
+  def _lost_at_few(
+    self, heads: tuple[Array, ...], shape: tuple[int, int]
+  ) -> Array:
+    """What each width loses (n, k), measured at a few tokens."""
+    places = spread_places(*shape, ASKED)
+    return _distances(
+      jnp.stack(
+        [
+          self._in_stripes(heads, shape=shape, stripe=stripe, places=places)
+          for stripe in self.widths
+        ]
+      )
+    )
+
   def _in_stripes(
-    self, heads: tuple[Array, ...], *, shape: tuple[int, int], stripe: int
+    self,
+    heads: tuple[Array, ...],
+    *,
+    shape: tuple[int, int],
+    stripe: int,
+    places: np.ndarray | None = None,
   ) -> Array:
     """Messages (n, t, h, d / h) of all directions at one width."""
     parts, start = [], 0
@@ -167,7 +185,9 @@ class CrossWindowAttention(nn.Module):
       windows = stripe_windows(*shape, direction=direction, stripe=stripe)
       queries, keys, values = (x[:, :, start : start + count] for x in heads)
       parts.append(
-        attend_windows(queries, keys, values, windows, attend=self.attend)
+        attend_windows(
+          queries, keys, values, windows, attend=self.attend, places=places
+        )
       )
       start += count
     return jnp.concatenate(parts, axis=2)
@@ -186,6 +206,28 @@ class Nearby(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, (features,))
     convolved = depthwise_convolution(grid, jnp.asarray(kernel))
     return convolved + bias.astype(convolved.dtype).reshape(1, 1, 1, -1)
+
+
+def spread_places(height: int, width: int, count: int) -> Int[np.ndarray, ' a']:
+  """Tokens spread over a grid: `count` of them, or all where there are fewer.
+
+  Rows follow each other evenly, columns by the golden ratio, so that no line of
+  any direction has many of them.
+
+  Args:
+    height: rows.
+    width: columns.
+    count: how many are wanted.
+
+  Returns:
+    Their flat indices.
+  """
+  if height * width <= count:
+    return np.arange(height * width)
+  steps = np.arange(count) + 0.5
+  rows = (steps * height / count).astype(int)
+  columns = (steps * (math.sqrt(5) - 1) / 2 % 1 * width).astype(int)
+  return np.unique(rows * width + columns)
 
 
 def _distances(messages: Array) -> Array:

@@ -105,6 +105,36 @@ def test_windows_equal_the_reference(variant, rng, windows, attend):
   )
 
 
+@pytest.mark.parametrize('direction', DIRECTIONS)
+def test_a_few_places_have_the_messages_of_all(variant, rng, direction):
+  windows, places = stripes(4, 6, direction, 2), np.array([3, 23, 8, 3])
+  given = arrays(rng, 24)
+  ours = variant(
+    functools.partial(
+      window_attention.attend_windows, windows=windows, places=places
+    )
+  )
+  np.testing.assert_allclose(
+    ours(*given), reference(*given, windows)[:, places], atol=2e-6
+  )
+
+
+def test_a_place_in_no_window_has_no_message(rng):
+  windows = windows_lib.Windows(
+    np.array([[0, 1], [3, 0]]), np.ones((2, 2)) > 0, 4
+  )
+  windows.valid[1, 1] = False
+  found = attend_windows(*arrays(rng, 4), windows, places=np.array([2, 3]))
+  np.testing.assert_array_equal(found[:, 0], 0)
+  assert np.all(np.asarray(found[:, 1]) != 0)
+
+
+def test_places_in_windows_that_overlap_are_refused(rng):
+  windows = windows_lib.sliding_windows(4, 5, window=3, stride=2)
+  with pytest.raises(ValueError, match='do not overlap'):
+    attend_windows(*arrays(rng, 20), windows, places=np.array([0]))
+
+
 def test_one_window_of_everything_is_attention(rng):
   given = arrays(rng, 12)
   windows = stripes(3, 4, 'diagonal', 4)

@@ -1,6 +1,7 @@
 """Stripes in four directions, and the width that each image chooses."""
 
 import functools
+import math
 
 import chex
 import jax
@@ -8,7 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msba_jax.models.cross_windows import DIRECTIONS, CrossWindowAttention
+from msba_jax.models.cross_windows import (
+  ASKED,
+  DIRECTIONS,
+  CrossWindowAttention,
+  spread_places,
+)
 from tests.models.conftest import perturbed
 
 HEADS = (1, 1, 1, 1)
@@ -20,7 +26,11 @@ def made(heads=HEADS, widths=(1, 2, 4), side=(4, 6), inner=None):
   module = CrossWindowAttention(heads, widths, qkv_features=inner)
   variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, *side, 8)))
   apply = jax.jit(lambda v, grid, rngs: module.apply(v, grid, rngs=rngs))
-  return module, apply, perturbed(variables, 0.3)
+  params = perturbed(variables, 0.3)['params']
+  if 'width' in params:
+    # Its output counts tenfold: less, or all images choose the same.
+    params['width'] = perturbed(variables['params']['width'], 0.02)
+  return module, apply, {'params': params}
 
 
 @pytest.fixture
@@ -176,6 +186,34 @@ def test_what_a_narrower_stripe_loses_is_measured(grid):
 
   assert not set(learns('lost'))
   assert set(learns('widths')) == {'width'}
+
+
+def test_who_loses_more_by_narrow_stripes_begins_wider(grid):
+  _, apply, variables = made()
+  # Without what the network adds.
+  silent = jax.tree.map(jnp.zeros_like, variables['params']['width'])
+  params = {**variables['params'], 'width': silent}
+  _, told = apply({'params': params}, grid, None)
+  places, wanted = spread_places(4, 6, ASKED), []
+  for image in grid:
+    found = [attended(params, image, w)[0][places] for w in (1, 2, 4)]
+    lost = [np.sum((x - found[-1]) ** 2) for x in found[:-1]]
+    lost = np.array(lost) / np.sum(found[-1] ** 2)
+    wanted.append(np.mean(np.log(lost + 1e-3)))
+  expected = np.asarray(told['widths']) @ np.array([1.0, 2.0, 4.0])
+  np.testing.assert_array_equal(np.argsort(expected), np.argsort(wanted))
+
+
+@pytest.mark.parametrize('side', [(3, 5), (12, 12), (9, 30), (32, 32)])
+def test_places_are_spread_over_rows_and_columns(side):
+  places = spread_places(*side, 16)
+  assert len(set(places)) == len(places) == min(16, math.prod(side))
+  for size, lines in zip(side, np.unravel_index(places, side), strict=True):
+    counts = np.bincount(lines, minlength=size)
+    fair = len(places) / size
+    assert counts.max() <= math.ceil(fair) + 1
+    # No long part of a side is left out.
+    assert np.diff(np.flatnonzero(counts)).max() <= max(2, 3 / fair)
 
 
 def test_the_breadth_is_what_was_chosen_and_learns_as_what_is_expected(grid):
