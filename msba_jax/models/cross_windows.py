@@ -6,7 +6,7 @@ Attributes:
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -101,59 +101,57 @@ class CrossWindowAttention(nn.Module):
       )
     if not self.widths:
       raise ValueError('at least one width of stripes is needed')
-    tokens = grid.reshape(n, height * width, features)
+    shape = height, width
     inner = self.qkv_features or features
     projected = queries_keys_values(
-      tokens, inner, self.keys, grid=(height, width)
+      grid.reshape(n, height * width, features), inner, self.keys, grid=shape
     )
-    local = Nearby(name='local')(projected[2].reshape(n, height, width, inner))
+    local = Nearby(name='local')(projected[2].reshape(n, *shape, inner))
     heads = tuple(split_heads(x, sum(self.heads)) for x in projected)
-    branches = [
-      functools.partial(self._in_stripes, shape=(height, width), stripe=w)
-      for w in self.widths
-    ]
-    if len(branches) == 1:
-      messages, told = branches[0](heads), {'widths': jnp.ones((n, 1))}
+    if len(self.widths) == 1:
+      messages = self._in_stripes(heads, shape=shape, stripe=self.widths[0])
+      told = {'widths': jnp.ones((n, 1))}
     else:
-      messages, told = self._chosen(branches, heads, (height, width))
-    chosen = jnp.argmax(told['widths'], axis=-1)
-    if len(branches) > 1:
-      widths = jnp.minimum(jnp.asarray(self.widths), max(height, width))
-      shares = widths / widths[-1]
-      told['breadth'] = straight_through(
-        shares[chosen], told['widths'] @ shares
-      )
+      messages, told = self._chosen(heads, shape)
     messages = messages.reshape(local.shape) + local
+    chosen = jnp.argmax(told['widths'], axis=-1)
     return nn.Dense(features, name='out')(messages), {
       **told,
       'stripe': jnp.asarray(self.widths)[chosen],
-      'grid': jnp.asarray((height, width)),
+      'grid': jnp.asarray(shape),
       'heads': jnp.asarray(self.heads),
     }
 
   def _chosen(
-    self,
-    branches: Sequence[Callable[[tuple[Array, ...]], Array]],
-    heads: tuple[Array, ...],
-    shape: tuple[int, int],
+    self, heads: tuple[Array, ...], shape: tuple[int, int]
   ) -> tuple[Array, dict[str, Array]]:
-    """Messages of the width of each image, or of two; how likely each is."""
+    """Messages of the width of each image, or of two, and what was chosen."""
     lost = self._lost_at_few(heads, shape)
     logits = NeededSize(tuple(map(float, self.widths)), name='width')(
       lost[:, :-1]
     )
     likely = jax.nn.softmax(logits, axis=-1)
+    choice = jnp.argmax(logits, axis=-1)
+    widths = jnp.minimum(jnp.asarray(self.widths), max(shape))
+    shares = widths / widths[-1]
+    told = {
+      'widths': likely,
+      'breadth': straight_through(shares[choice], likely @ shares),
+    }
+    branches = [
+      functools.partial(self._in_stripes, shape=shape, stripe=stripe)
+      for stripe in self.widths
+    ]
     if not self.has_rng('dropout'):
-      choice = jnp.argmax(logits, axis=-1)
-      return switch_by_image(choice, branches, heads), {'widths': likely}
-    shares = neighbouring_mixture(
+      return switch_by_image(choice, branches, heads), told
+    mixture = neighbouring_mixture(
       logits, key=self.make_rng('dropout'), temperature=self.temperature
     )
     messages = jnp.stack([branch(heads) for branch in branches])
     mixed = jnp.einsum(
-      'nk,kn...->n...', shares.astype(messages.dtype), messages
+      'nk,kn...->n...', mixture.astype(messages.dtype), messages
     )
-    return mixed, {'widths': likely, 'lost': _distances(messages)}
+    return mixed, {**told, 'lost': _distances(messages)}
 
   def _lost_at_few(
     self, heads: tuple[Array, ...], shape: tuple[int, int]
