@@ -101,7 +101,7 @@ def make(model):
 
 @functools.cache
 def make_nexus():
-  return make(
+  embedder = make(
     nexus(
       BACKBONE,
       features=8,
@@ -115,6 +115,10 @@ def make_nexus():
       parts=2,
     )
   )
+  # Between what images of little and of much contrast lose to narrow stripes.
+  width = embedder.params['msw']['level_0']['mixer_0']['width']
+  width['offset'] = np.float32(0.026)
+  return embedder
 
 
 def look(embedder, pictures, indices):
