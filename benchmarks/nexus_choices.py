@@ -160,14 +160,12 @@ def exchanged(runs, shuffles, classes):
 
 def remaining(seen, blocks):
   """Of dense attention, what remains with chosen regions, and the best."""
-  masses, of_means = (
-    np.asarray(x, np.float64).sum(axis=-1).mean(axis=1) for x in seen
-  )
+  masses, of_means = (np.asarray(x, np.float64).sum(axis=-1) for x in seen)
   mask = np.asarray(block_mask(blocks, masses.shape[-1]))
   best = np.argsort(np.argsort(of_means - masses, axis=-1), axis=-1)
   best = best < mask.sum(axis=-1, keepdims=True)
   return [
-    np.where(chosen, masses, of_means).sum(axis=-1).mean(axis=-1)
+    np.where(chosen, masses, of_means).sum(axis=-1).mean(axis=(1, 2))
     for chosen in (mask, best)
   ]
 

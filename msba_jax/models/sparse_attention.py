@@ -44,6 +44,9 @@ LEAST_REGIONS = 9
 # Of the attention of a row: what a closer look at a region gives counts as
 # nothing below it.
 LEAST_LOSS = 1e-4
+# A token of which less remains counts as if this did: what a choice can change
+# is bounded, and its slope by M is not.
+LEAST_LENT = 0.1
 
 
 def region_side(height: int, width: int, most: int) -> int:
@@ -67,15 +70,15 @@ def cell_side(region: int) -> int:
 class SparseAttention(nn.Module):
   r"""Tokens look at the regions that their own region finds important.
 
-  The grid is cut into square regions. The mean query of region i attends
-  densely; P_ij is the weight that falls on region j, the mean over heads, and
-  C_ij what would fall on it if the keys of a cell, a square part of the region,
-  were all their mean. Those regions are kept for which means are the worst
-  stand-in, by S_ij = log(P_ij − C_ij); a small network reads the entropy,
-  maximum and deviation of the row S_i and says which share ρ_i the row keeps,
-  among them always its own. Tokens attend to the tokens of the kept regions and
-  to the means of the cells of the others (`layers.attend_blocks_and_means`),
-  and only what is kept is gathered.
+  The grid is cut into square regions, and every head chooses for itself. The
+  mean query of region i attends densely; P_ij is the weight that falls on
+  region j, and C_ij what would fall on it if the keys of a cell, a square part
+  of the region, were all their mean. Those regions are kept for which means are
+  the worst stand-in, by S_ij = log(P_ij − C_ij); a small network, the same for
+  all heads, reads the entropy, maximum and deviation of the row S_i and says
+  which share ρ_i the row keeps, among them always its own. Tokens attend to the
+  tokens of the kept regions and to the means of the cells of the others
+  (`layers.attend_blocks_and_means`), and only what is kept is gathered.
 
   Where there is a key 'dropout', as in training, ρ_i is drawn by a Gumbel
   softmax with a straight-through gradient. What the choice is worth is measured
@@ -97,8 +100,8 @@ class SparseAttention(nn.Module):
     ratios: candidates of ρ; a single one is not chosen.
     temperature: of the Gumbel softmax and of the mask's gradient.
     means: whether regions that are not kept are read by means. Without, they
-      are left out (C = 0), and S_ij is the product of mean query and mean key,
-      q̄_i·k̄_j/√d.
+      are left out (C = 0), and S_ij is the product of mean query and mean key
+      of all heads together, q̄_i·k̄_j/√d, which then read the same regions.
     dense: attends to everything with the same parameters, and tells how far the
       choice would be from it.
     qkv_features: width of all queries, keys and values together; None is that
@@ -132,8 +135,9 @@ class SparseAttention(nn.Module):
       The messages, and what was chosen, if anything is: `kept` (n,), the
       share of pairs of regions that is kept; `divergence` (n,), −log of the
       dense attention that remains, as `losses.kept_mass_loss` has it, the mean
-      over rows; `blocks` (n, i, i), the regions that each keeps, best first, −1
-      behind them; `cut` (2,), regions along each side.
+      over heads and rows; `blocks` (n, h, i, i), the regions that each keeps,
+      best first, −1 behind them, with one h where heads read the same ones;
+      `cut` (2,), regions along each side.
 
     Raises:
       ValueError: a ratio is not in (0, 1], or the heads do not divide the width
@@ -198,9 +202,9 @@ class SparseAttention(nn.Module):
       # Budget and divergence are a matter of ρ alone. Were scores and attention
       # to learn from them, all would look at one and the same region.
       'kept': straight_through(
-        jnp.mean(hard, axis=(1, 2)), jnp.mean(ratio, axis=1)
+        jnp.mean(hard, axis=(1, 2, 3)), jnp.mean(ratio, axis=(1, 2))
       ),
-      'divergence': jnp.mean(divergence, axis=1),
+      'divergence': jnp.mean(divergence, axis=(1, 2)),
       'blocks': indices,
     }
 
@@ -208,7 +212,7 @@ class SparseAttention(nn.Module):
     self, queries: Array, keys: Array, values: Array, indices: Array, side: int
   ) -> Array:
     """Messages from the regions of `indices`, and the means of the others."""
-    block, indices = side * side, indices[:, None]
+    block = side * side
     if not self.means:
       return attend_blocks(queries, keys, values, indices, block=block)
     parts = block // cell_side(side) ** 2
@@ -217,7 +221,7 @@ class SparseAttention(nn.Module):
     )
 
   def _ratio(self, scores: Array) -> Array:
-    """ρ of every row, (n, i): one of the candidates, with a soft gradient."""
+    """ρ of every row, (n, h, i): a candidate, with a soft gradient."""
     candidates = jnp.asarray(self.ratios, jnp.float32)
     if len(self.ratios) == 1:
       return jnp.broadcast_to(candidates, scores.shape[:-1])
@@ -239,7 +243,7 @@ class SparseAttention(nn.Module):
       jax.nn.one_hot(jnp.argmax(logits, axis=-1), len(self.ratios)),
       jax.nn.softmax(logits, axis=-1),
     )
-    return jnp.einsum('nik,k->ni', chosen, candidates)
+    return chosen @ candidates
 
   def _weights(
     self, asking: Array, keys: Array, side: int
@@ -254,18 +258,19 @@ class SparseAttention(nn.Module):
     return found.reshape(shape), of_means.reshape(shape)
 
   def _scores(self, queries: Array, keys: Array, side: int) -> Array:
-    """S (n, i, j): what a closer look of region i at region j gives."""
+    """S (n, h, i, j): what a closer look of region i at region j gives."""
     asking = block_means(queries, side * side)
     if not self.means:
       heads, features = queries.shape[2:]
-      return jnp.einsum(
+      together = jnp.einsum(
         'nihf,njhf->nij', asking, block_means(keys, side * side)
-      ) / math.sqrt(heads * features)
+      )
+      return together[:, None] / math.sqrt(heads * features)
     masses, of_means = map(_masses, self._weights(asking, keys, side))
     return jnp.log(jnp.maximum(masses - of_means, 0) + LEAST_LOSS)
 
   def _best_regions(self, scores: Array, ratio: Array) -> Array:
-    """The kept regions (n, i, j), best first, −1 behind them."""
+    """The kept regions (n, h, i, j), best first, −1 behind them."""
     scores, ratio = map(jax.lax.stop_gradient, (scores, ratio))
     count = scores.shape[-1]
     return topk_indices(
@@ -292,8 +297,8 @@ class SparseAttention(nn.Module):
 
 
 def _masses(weights: Array) -> Array:
-  """P or C (n, i, j), the weight of a region, the mean over heads."""
-  return jnp.mean(jnp.sum(weights, axis=-1), axis=1)
+  """P or C (n, h, i, j), the weight of a region."""
+  return jnp.sum(weights, axis=-1)
 
 
 def _lent(kept: Array, seen: tuple[Array, Array], values: Array) -> Array:
@@ -303,7 +308,7 @@ def _lent(kept: Array, seen: tuple[Array, Array], values: Array) -> Array:
   """
   attention, of_means = seen
   n, block = values.shape[0], attention.shape[-1]
-  weights = of_means + kept[:, None, ..., None] * (attention - of_means)
+  weights = of_means + kept[..., None] * (attention - of_means)
   messages = jnp.einsum(
     'nhijt,njthf->nihf',
     weights,
@@ -311,6 +316,7 @@ def _lent(kept: Array, seen: tuple[Array, Array], values: Array) -> Array:
     preferred_element_type=jnp.float32,
   )
   total = jnp.sum(weights, axis=(-2, -1))
+  total = jnp.maximum(total, LEAST_LENT)
   messages = messages / jnp.moveaxis(total, 1, 2)[..., None]
   messages = jnp.repeat(messages.astype(values.dtype), block, axis=1)
   return straight_through(jnp.zeros_like(messages), messages)

@@ -44,13 +44,16 @@ def test_regions_of_every_level_and_what_mixers_tell(levels):
   # The coarse grid attends densely.
   chex.assert_shape(told['kept'], (1, 3))
   np.testing.assert_array_equal(told['cut'], [[4, 3]])
-  chex.assert_shape(told['blocks'], (1, 3, 12, 12))
+  chex.assert_shape(told['blocks'], (1, 3, 2, 12, 12))
   assert params.keys() == {'level_0', 'level_1'}
   # Regions of two levels differ in number.
   square = jnp.ones((3, 8, 8, 4))
   _, told, _ = run(module, (square, *levels))
   chex.assert_shape(told['kept'], (2, 3))
-  assert [x.shape for x in told['blocks']] == [(3, 16, 16), (3, 12, 12)]
+  assert [x.shape for x in told['blocks']] == [
+    (3, 2, 16, 16),
+    (3, 2, 12, 12),
+  ]
 
 
 def test_scales_are_averages_of_the_grid(levels):

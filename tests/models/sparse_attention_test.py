@@ -40,7 +40,7 @@ def made(dense=False, ratios=RATIOS, means=True, width=None):
 @pytest.fixture
 def grid(rng):
   """Five grids of six rows and eight columns: twelve regions of four tokens."""
-  scale = np.array([0.2, 1.0, 2.0, 4.0, 0.5]).reshape(5, 1, 1, 1)
+  scale = np.array([0.2, 1.0, 1.5, 2.5, 0.5]).reshape(5, 1, 1, 1)
   return jnp.asarray(scale * rng.normal(size=(5, 6, 8, 8)), jnp.float32)
 
 
@@ -60,34 +60,24 @@ def dense_weights(query, keys, means):
 
 
 def importance(parts, means):
-  """What regions are chosen by (i, j)."""
+  """What each head chooses regions by (h, i, j); without means all do alike."""
   averages = parts.mean(axis=1)
   if not means:
-    return averages[:, 0] @ averages[:, 1].T / np.sqrt(averages.shape[-1])
+    together = averages[:, 0] @ averages[:, 1].T / np.sqrt(averages.shape[-1])
+    return np.stack([together, together])
   rows = []
   for average in averages:
     weights, of_means = dense_weights(average[0], parts[:, :, 1], means)
-    rows.append((weights.sum(-1) - 4 * of_means).mean(0))
-  return np.log(np.array(rows) + 1e-4)
+    rows.append(weights.sum(-1) - 4 * of_means)
+  return np.log(np.stack(rows, axis=1) + 1e-4)
 
 
-def reference(params, grid, means):
-  """Messages of one image in float64, what is kept, and the divergence."""
-  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-  height, width, _ = grid.shape
-  qkv = np.asarray(grid, np.float64) @ params['qkv']['kernel']
-  qkv = (qkv + params['qkv']['bias']).reshape(height, width, 3, -1)
-  regions = [
-    [(y + i, x + j) for i in (0, 1) for j in (0, 1)]
-    for y in range(0, height, 2)
-    for x in range(0, width, 2)
-  ]
-  parts = np.array([[qkv[at] for at in region] for region in regions])
-  scores, count = importance(parts, means), len(regions)
-  messages = np.zeros((height, width, qkv.shape[-1]))
-  kept = np.zeros((count, count), bool)
-  divergence = []
-  for i, row in enumerate(scores):
+def chosen_regions(params, scores):
+  """Which regions (h, i, j) rows of scores keep."""
+  kept = np.zeros(scores.shape, bool)
+  count = scores.shape[-1]
+  for head, i in np.ndindex(*scores.shape[:2]):
+    row = scores[head, i]
     weights = np.exp(row - row.max())
     weights = weights / weights.sum()
     entropy = -(weights * np.log(weights)).sum() / np.log(count)
@@ -108,21 +98,40 @@ def reference(params, grid, means):
     nearest = np.argmin(np.abs(np.log2(RATIOS) - wanted))
     keep = int(np.ceil(RATIOS[nearest] * count - 1e-9))
     order = [i] + [j for j in np.argsort(-row, kind='stable') if j != i]
-    kept[i, order[:keep]] = True
-    masses = []
-    for place, at in enumerate(regions[i]):
+    kept[head, i, order[:keep]] = True
+  return kept
+
+
+def reference(params, grid, means):
+  """Messages of one image in float64, what is kept, and the divergence."""
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  height, width, _ = grid.shape
+  qkv = np.asarray(grid, np.float64) @ params['qkv']['kernel']
+  qkv = (qkv + params['qkv']['bias']).reshape(height, width, 3, -1)
+  regions = [
+    [(y + i, x + j) for i in (0, 1) for j in (0, 1)]
+    for y in range(0, height, 2)
+    for x in range(0, width, 2)
+  ]
+  parts = np.array([[qkv[at] for at in region] for region in regions])
+  kept = chosen_regions(params, importance(parts, means))
+  messages = np.zeros((height, width, qkv.shape[-1]))
+  divergence = []
+  for i, region in enumerate(regions):
+    for place, at in enumerate(region):
       weights, averages = dense_weights(
         parts[i, place, 0], parts[:, :, 1], means
       )
-      weights = np.where(kept[i][:, None], weights, averages[..., None])
-      masses.append(weights.sum(axis=(1, 2)).mean())
-      weights = weights / weights.sum(axis=(1, 2), keepdims=True)
+      weights = np.where(kept[:, i, :, None], weights, averages[..., None])
+      masses = weights.sum(axis=(1, 2))
+      weights = weights / masses[:, None, None]
       for head, part in enumerate(np.split(np.arange(qkv.shape[-1]), 2)):
         messages[at][part] = np.einsum(
           'jt,jtf->f', weights[head], parts[:, :, 2, part]
         )
-    # The third token stands for all; the millionth is of `kept_mass_loss`.
-    divergence.append(-np.log((masses[2] + 1e-6) / (1 + 1e-6)))
+      if place == 2:
+        # It stands for all; the millionth is of `kept_mass_loss`.
+        divergence.append(-np.log((masses + 1e-6) / (1 + 1e-6)))
   out = messages @ params['out']['kernel'] + params['out']['bias']
   return out, kept, np.mean(divergence)
 
@@ -133,7 +142,7 @@ def reference(params, grid, means):
 def test_values_and_what_is_told(grid, means, width):
   _, apply, variables = made(means=means, width=width)
   messages, told = apply(variables, grid, None)
-  shares = set()
+  shares, apart = set(), False
   for i in range(len(grid)):
     expected, kept, divergence = reference(variables['params'], grid[i], means)
     np.testing.assert_allclose(messages[i], expected, rtol=5e-5, atol=5e-5)
@@ -141,11 +150,14 @@ def test_values_and_what_is_told(grid, means, width):
     np.testing.assert_allclose(
       told['divergence'][i], divergence, rtol=3e-4, atol=1e-6
     )
-    blocks = np.asarray(told['blocks'][i])
-    for row, names in zip(kept, blocks, strict=True):
-      assert set(names[names >= 0].tolist()) == set(np.flatnonzero(row))
-    shares |= set(kept.sum(axis=1).tolist())
+    blocks = np.broadcast_to(told['blocks'][i], kept.shape)
+    for place in np.ndindex(*kept.shape[:2]):
+      names = blocks[place]
+      assert set(names[names >= 0].tolist()) == set(np.flatnonzero(kept[place]))
+    shares |= set(kept.sum(axis=-1).ravel().tolist())
+    apart |= bool(np.any(kept[0] != kept[1]))
   assert len(shares) > 1, 'rows must keep different numbers'
+  assert apart == means, 'heads choose by themselves where there are means'
   np.testing.assert_array_equal(told['cut'], (3, 4))
 
 
@@ -212,20 +224,20 @@ def test_an_image_is_the_same_in_any_batch(grid):
 def test_what_is_left_out_has_influence_by_its_mean_alone(grid, means):
   _, apply, variables = made(ratios=(1 / 4,), means=means)
   before, told = apply(variables, grid[:1], None)
-  blocks = np.asarray(told['blocks'][0])
-  unseen = set(range(12)) - set(blocks[0][blocks[0] >= 0].tolist())
+  blocks = np.asarray(told['blocks'][0, :, 0])
+  unseen = set(range(12)) - set(blocks.ravel().tolist())
   region = unseen.pop()
   y, x = 2 * (region // 4), 2 * (region % 4)
   # Two tokens change and the mean of the region does not: too little to be
   # chosen for it.
   moved = grid[:1].at[0, y, x, 0].add(0.05).at[0, y, x + 1, 0].add(-0.05)
   after, other = apply(variables, moved, None)
-  np.testing.assert_array_equal(other['blocks'][0, 0], blocks[0])
+  np.testing.assert_array_equal(other['blocks'][0, :, 0], blocks)
   np.testing.assert_allclose(after[0, :2, :2], before[0, :2, :2], atol=1e-6)
   assert np.abs(after - before).max() > 1e-4
   shifted = grid[:1].at[0, y : y + 2, x : x + 2, 0].add(0.05)
   after, other = apply(variables, shifted, None)
-  np.testing.assert_array_equal(other['blocks'][0, 0], blocks[0])
+  np.testing.assert_array_equal(other['blocks'][0, :, 0], blocks)
   change = np.abs(after[0, :2, :2] - before[0, :2, :2]).max()
   assert change > 1e-4 if means else change < 1e-6
 

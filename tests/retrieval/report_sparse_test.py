@@ -75,7 +75,7 @@ class Known(nn.Module):
       own = jnp.arange(6)[None].repeat(n, axis=0)
       following = jnp.where(bright[:, None], (own + 1) % 6, -1)
       fine = jnp.stack([own, following, *[-jnp.ones_like(own)] * 4], axis=-1)
-      told['blocks'] = fine, jnp.zeros((n, 1, 1), int)
+      told['blocks'] = fine[:, None], jnp.zeros((n, 1, 1, 1), int)
     vectors = images.reshape(n, -1)[:, :5]
     vectors /= jnp.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors, {'solo': vectors, 'context': vectors, 'aux': {'msw': told}}
@@ -133,7 +133,7 @@ def normalized(pictures, indices):
 
 def make_sparse(rng, *, name='p', label='ant', sampled=9, side=12, parts=BOTH):
   shares = rng.random((2, sampled))
-  finest = rng.random((6, 6, 6)) < 0.4
+  finest = rng.random((6, 2, 6, 6)) < 0.4
   finest |= np.eye(6, dtype=bool)
   return SparseMap(
     tuple(
@@ -194,7 +194,7 @@ def test_both_ends_of_the_order_are_shown(pictures):
     own = np.eye(6, dtype=bool)
     following = np.roll(own, 1, axis=1)
     np.testing.assert_array_equal(
-      kept, own | following if mean[place] > BRIGHT else own
+      kept[0], own | following if mean[place] > BRIGHT else own
     )
 
 
@@ -240,9 +240,10 @@ def test_nexus_tells_what_it_decides_for_each_image_alone(make_pictures):
       sparse.regions.shares[:, place], told['kept'][:, 0], atol=1e-6
     )
     blocks = np.asarray(told['blocks'][0][0])
-    assert blocks.shape == kept.shape == (16, 16)
-    for row, names in zip(kept, blocks, strict=True):
-      assert set(np.flatnonzero(row)) == set(names[names >= 0].tolist())
+    assert blocks.shape == kept.shape == (2, 16, 16)
+    for row in np.ndindex(2, 16):
+      names = blocks[row]
+      assert set(np.flatnonzero(kept[row])) == set(names[names >= 0].tolist())
     assert kept.mean() == pytest.approx(sparse.regions.shares[0, place])
   for decided in (sparse.regions.shares, sparse.stripes.widths):
     assert len(np.unique(decided[0])) > 1, 'all are treated alike'
@@ -376,7 +377,7 @@ def test_images_that_are_treated_alike_are_not_set_apart(rng):
 def test_cross_is_that_of_the_marked_token(rows, columns, width, seed):
   rng = np.random.default_rng(seed)
   count = rows * columns
-  kept = (rng.random((1, count, count)) < 0.3) | np.eye(count, dtype=bool)
+  kept = (rng.random((1, 3, count, count)) < 0.2) | np.eye(count, dtype=bool)
   grid = np.array([[rows, columns]])
   sparse = SparseMap(
     (Picture(np.zeros((8, 8, 3), np.uint8), 'p'),),
@@ -410,7 +411,7 @@ def test_cross_is_that_of_the_marked_token(rows, columns, width, seed):
   # One token a region: the frames are the row of the marked token.
   frames = cells_of(paths_of(heat, 'kept')[0]['d'], rows, columns)
   np.testing.assert_array_equal(
-    frames.ravel(), kept[0, row * columns + column].astype(int)
+    frames.ravel(), kept[0, :, row * columns + column].any(axis=0).astype(int)
   )
 
 
@@ -429,7 +430,7 @@ def test_directions_without_heads_are_not_drawn(make_pictures):
 
 def test_marked_region_is_the_one_that_most_others_keep(rng):
   for _ in range(20):
-    finest = (rng.random((6, 12, 12)) < 0.3) | np.eye(12, dtype=bool)
+    finest = (rng.random((6, 2, 12, 12)) < 0.3) | np.eye(12, dtype=bool)
     sparse = dataclasses.replace(
       make_sparse(rng),
       regions=KeptRegions(np.array([[4, 3]] * 2), rng.random((2, 9)), finest),
@@ -440,16 +441,17 @@ def test_marked_region_is_the_one_that_most_others_keep(rng):
     ):
       mark = paths_of(shown['panels'][0], 'marked')[0]['d']
       marked = int(cells_of(mark, 4, 3).ravel().argmax())
-      others = kept.sum(axis=0) - 1
+      others = kept.sum(axis=(0, 1))
       assert others[marked] == others.max()
+      some = kept[0] | kept[1]
       assert (
-        f'keeps {kept[marked].sum()} of 12 and is kept by {others.max()} of '
-        'the 11 others.'
+        f'In some head the marked region keeps {some[marked].sum()} of 12 and '
+        f'is kept by {some[:, marked].sum() - 1} of the 11 others.'
       ) in shown['sentences']
 
 
 def test_of_equal_regions_the_central_one_is_marked(rng):
-  finest = np.ones((6, 9, 9), bool)
+  finest = np.ones((6, 1, 9, 9), bool)
   regions = KeptRegions(np.array([[3, 3]] * 2), rng.random((2, 9)), finest)
   grids = np.array([[12, 6], [3, 3]])
   widths = np.full((2, 9), 2)
@@ -465,7 +467,7 @@ def test_of_equal_regions_the_central_one_is_marked(rng):
 def test_colour_counts_the_regions_that_keep_a_region(rng):
   sparse = make_sparse(rng)
   finest = sparse.regions.finest
-  high = finest.mean(axis=1).max()
+  high = finest.mean(axis=(1, 2)).max()
   shown = stripes.layout(sparse)
   for look_, kept in zip(shown['looks'], finest, strict=True):
     found, covered = np.zeros((3, 2)), np.zeros((3, 2), int)
@@ -475,7 +477,7 @@ def test_colour_counts_the_regions_that_keep_a_region(rng):
       found += float(path['opacity']) * cells
     np.testing.assert_array_equal(covered, np.ones((3, 2), int))
     np.testing.assert_allclose(
-      found, kept.mean(axis=0).reshape(3, 2) / high, atol=6e-4
+      found, kept.mean(axis=(0, 1)).reshape(3, 2) / high, atol=6e-4
     )
   assert shown['high'] == f'{100 * high:.1f}\xa0%'
 
@@ -513,7 +515,7 @@ def test_summary_has_means_and_deviations(rng):
     KeptRegions(
       np.array([[3, 2], [1, 1]]),
       np.array([[0.25, 0.75], [1.0, 1.0]]),
-      np.ones((2, 6, 6), bool),
+      np.ones((2, 1, 6, 6), bool),
     ),
   )
   assert stripes.summary(sparse) == (

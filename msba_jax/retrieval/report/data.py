@@ -217,12 +217,12 @@ class KeptRegions:
     shares: the share of pairs of regions that is kept, at each level and of
       every image.
     finest: at the finest level of the images that are shown, which regions (a
-      column) a region (a row) keeps.
+      column) a region (a row) keeps in each head.
   """
 
   cuts: Int[np.ndarray, 'l 2']
   shares: Float[np.ndarray, 'l m']
-  finest: Bool[np.ndarray, 'p i i']
+  finest: Bool[np.ndarray, 'p h i i']
 
 
 @dataclass(frozen=True, eq=False)

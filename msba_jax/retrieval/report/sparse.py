@@ -106,10 +106,11 @@ def _both_ends(values: np.ndarray) -> Int[np.ndarray, ' p']:
   return np.concatenate([order[:_EACH], order[-_EACH:]])
 
 
-def _as_mask(blocks: Int[np.ndarray, 'p i k']) -> Bool[np.ndarray, 'p i i']:
+def _as_mask(
+  blocks: Int[np.ndarray, 'p h i k'],
+) -> Bool[np.ndarray, 'p h i i']:
   """Kept regions as a mask: True where region i names region j."""
-  images, count, _ = blocks.shape
-  mask = np.zeros((images, count, count + 1), bool)
+  mask = np.zeros((*blocks.shape[:-1], blocks.shape[-2] + 1), bool)
   # What names no region, −1, names the last column, which is cut off.
   np.put_along_axis(mask, blocks, True, axis=-1)
   return mask[..., :-1]

@@ -51,7 +51,7 @@ def layout(sparse: SparseMap) -> dict[str, Any]:
     raise ValueError(f'{regions.finest.shape=} does not fit {count} pictures')
   high = 1.0
   if regions is not None:
-    high = float(regions.finest.mean(axis=1).max(initial=0.0)) or 1.0
+    high = float(regions.finest.mean(axis=(1, 2)).max(initial=0.0)) or 1.0
   return {
     'looks': [_look(sparse, place, high) for place in range(count)],
     'choice': _choice(sparse),
@@ -199,8 +199,11 @@ def _told_of_regions(
   kept = regions.finest[place]
   rows, columns = (int(side) for side in regions.cuts[0])
   marked = _marked(kept, columns)
-  sentence = f'The marked region keeps {kept[marked].sum()} of {len(kept)}'
-  others = np.delete(kept[:, marked], marked)
+  some = kept.any(axis=0)
+  sentence = (
+    f'In some head the marked region keeps {some[marked].sum()} of {len(some)}'
+  )
+  others = np.delete(some[:, marked], marked)
   if len(others):
     sentence += f' and is kept by {others.sum()} of the {len(others)} others'
   return _Told(
@@ -211,12 +214,13 @@ def _told_of_regions(
   )
 
 
-def _marked(kept: Bool[np.ndarray, 'i i'], columns: int) -> int:
+def _marked(kept: Bool[np.ndarray, 'h i i'], columns: int) -> int:
   """The region that most others keep; of several the most central one."""
-  others = kept & ~np.eye(len(kept), dtype=bool)
-  places = np.stack(np.divmod(np.arange(len(kept)), columns), axis=1)
+  count = kept.shape[-1]
+  others = kept & ~np.eye(count, dtype=bool)
+  places = np.stack(np.divmod(np.arange(count), columns), axis=1)
   away = np.square(places - places.mean(axis=0)).sum(axis=1)
-  return int(np.lexsort((away, -others.sum(axis=0)))[0])
+  return int(np.lexsort((away, -others.sum(axis=(0, 1))))[0])
 
 
 def _cross(
@@ -247,25 +251,27 @@ def _cross(
 
 
 def _heat(
-  kept: Bool[np.ndarray, 'i i'],
+  kept: Bool[np.ndarray, 'h i i'],
   cut: tuple[int, int],
   marked: int,
   high: float,
 ) -> dict[str, Any]:
   """How many regions keep each region, and frames of what one of them keeps."""
   rows, columns = cut
-  counts = kept.sum(axis=0).reshape(rows, columns)
+  counts = kept.sum(axis=(0, 1)).reshape(rows, columns)
+  most = kept.shape[0] * kept.shape[1]
   paths = [
     {
       'kind': 'heat',
       'd': _runs(counts == count),
-      'opacity': f'{count / len(kept) / high:.3f}',
-      'title': f'kept by {count} of {len(kept)} regions',
+      'opacity': f'{count / most / high:.3f}',
+      'title': f'kept by {count} of {most} heads of regions',
     }
     for count in np.unique(counts)
     if count
   ]
-  places = [divmod(int(i), columns) for i in np.flatnonzero(kept[marked])]
+  some = np.flatnonzero(kept[:, marked].any(axis=0))
+  places = [divmod(int(i), columns) for i in some]
   frames = ''.join(f'M{column} {row}h1v1h-1z' for row, column in places)
   row, column = divmod(marked, columns)
   return _panel(
