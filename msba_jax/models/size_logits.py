@@ -59,7 +59,7 @@ class NeededSize(nn.Module):
   r"""Scores of sizes, by what is lost by the smaller ones.
 
   Who loses more wants a larger size: z = middle + 10 b + Σ_c softplus(s_c) t_c
-  with t = ½ log(D + 0.001) + 1, of about one for D from 0.001 to one. Where all
+  with t = ½ log(D + 0.001) + 1, from −2.5 for nothing to 1 for all. Where all
   begin to choose another size is learned, and how much each loss counts, but
   not which way: a network that is free to learn it may turn round while the
   budget moves everybody.
