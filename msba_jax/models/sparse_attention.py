@@ -135,7 +135,7 @@ class SparseAttention(nn.Module):
       The messages, and what was chosen, if anything is: `kept` (n,), the
       share of pairs of regions that is kept; `divergence` (n,), −log of the
       dense attention that remains, as `losses.kept_mass_loss` has it, the mean
-      over heads and rows; `blocks` (n, h, i, i), the regions that each keeps,
+      over heads and rows; `blocks` (n, h, i, k), the regions that each keeps,
       best first, −1 behind them, with one h where heads read the same ones;
       `cut` (2,), regions along each side.
 
@@ -273,8 +273,9 @@ class SparseAttention(nn.Module):
     """The kept regions (n, h, i, j), best first, −1 behind them."""
     scores, ratio = map(jax.lax.stop_gradient, (scores, ratio))
     count = scores.shape[-1]
+    most = math.ceil(max(self.ratios) * count)
     return topk_indices(
-      scores, keep_counts(ratio, count), own=jnp.arange(count)
+      scores, keep_counts(ratio, count), most=most, own=jnp.arange(count)
     )
 
   def _seen(
