@@ -9,7 +9,10 @@ those blocks.
 Attributes:
   attend_blocks_and_means: such attention.
   weights_by_block: dense attention weights, and what the means would have.
+  BlockWeights: both, and what is lost by the means.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +25,27 @@ from msba_jax.layers.block_sparse import sparse_attention
 from msba_jax.layers.chunks import heads_last
 from msba_jax.layers.sparse import laid_out_blocks
 
-__all__ = ['attend_blocks_and_means', 'weights_by_block']
+__all__ = ['BlockWeights', 'attend_blocks_and_means', 'weights_by_block']
+
+# Of the distance of a score from the mean of its block: below it the loss is
+# summed as a series is, since a weight minus that of the mean would cancel.
+NEAR = 0.5
+
+
+class BlockWeights(NamedTuple):
+  """Dense attention weights of a few queries, by blocks of keys.
+
+  Attributes:
+    weights: a, the softmax over all keys.
+    means: c, the weight that a token of a block has if all its keys are the
+      mean of them, over the same normaliser.
+    lost: Σ_t a − t · c, what attention loses, of all weight, if a block is left
+      to its mean; never negative.
+  """
+
+  weights: Float[Array, '*b h i j t']
+  means: Float[Array, '*b h i j']
+  lost: Float[Array, '*b h i j']
 
 
 def attend_blocks_and_means(
@@ -120,11 +143,12 @@ def weights_by_block(
   block: int,
   scale: float | None = None,
   precision: jax.lax.PrecisionLike = None,
-) -> tuple[Float[Array, '*b h i j t'], Float[Array, '*b h i j']]:
+) -> BlockWeights:
   r"""Dense attention weights of a few queries, and what the means would have.
 
-  What attention loses if block j is left to its mean is, of all weight,
-  Σ_t a[i,j,t] − t · c[i,j], which is never negative.
+  With δ_t the distance of a score from the mean of its block, a_t = c exp δ_t
+  and Σ_t δ_t = 0: so what is lost is c Σ_t (exp δ_t − 1 − δ_t), which does not
+  cancel where scores differ by little.
 
   Args:
     queries: what asks; the product i · m is held in memory.
@@ -134,9 +158,7 @@ def weights_by_block(
     precision: of the matrix products, as in `jax.lax.dot_general`.
 
   Returns:
-    a, the softmax over all keys, by blocks; and c, the weight that a token of a
-    block has if all its keys are the mean of them, over the same normaliser.
-    Both in float32.
+    Weights, those of the means, and what is lost, in float32.
 
   Raises:
     ValueError: the block does not divide the keys, or the shapes do not fit
@@ -144,10 +166,10 @@ def weights_by_block(
 
   Example:
     >>> keys = jnp.log(jnp.array([1.0, 4.0, 1.0, 2.0])).reshape(4, 1, 1)
-    >>> weights, means = weights_by_block(jnp.ones((1, 1, 1)), keys, block=2)
-    >>> [[round(x, 3) for x in block] for block in weights[0, 0].tolist()]
+    >>> found = weights_by_block(jnp.ones((1, 1, 1)), keys, block=2)
+    >>> [[round(x, 3) for x in block] for block in found.weights[0, 0].tolist()]
     [[0.125, 0.5], [0.125, 0.25]]
-    >>> [round(x, 3) for x in means[0, 0].tolist()]
+    >>> [round(x, 3) for x in found.means[0, 0].tolist()]
     [0.25, 0.177]
   """
   m = keys.shape[-3]
@@ -156,4 +178,11 @@ def weights_by_block(
   logits = attention_scores(queries, keys, scale=scale, precision=precision)
   logits = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
   logits = logits.reshape(*logits.shape[:-1], m // block, block)
-  return jnp.exp(logits), jnp.exp(jnp.mean(logits, axis=-1))
+  mean = jnp.mean(logits, axis=-1, keepdims=True)
+  weights, means, away = jnp.exp(logits), jnp.exp(mean), logits - mean
+  near = away < NEAR
+  small = jnp.where(near, away, 0)
+  lost = jnp.where(
+    near, means * (jnp.expm1(small) - small), weights - means * (1 + away)
+  )
+  return BlockWeights(weights, means.squeeze(-1), jnp.sum(lost, axis=-1))

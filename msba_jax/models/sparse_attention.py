@@ -245,18 +245,6 @@ class SparseAttention(nn.Module):
     )
     return chosen @ candidates
 
-  def _weights(
-    self, asking: Array, keys: Array, side: int
-  ) -> tuple[Array, Array]:
-    """Of queries (n, i, h, f): a and c (n, h, i, j, t), tokens by region."""
-    cell = cell_side(side) ** 2
-    found, of_means = weights_by_block(asking, keys, block=cell)
-    of_means = jnp.broadcast_to(of_means[..., None], found.shape)
-    if not self.means:
-      of_means = jnp.zeros_like(found)
-    shape = (*found.shape[:3], -1, side * side)
-    return found.reshape(shape), of_means.reshape(shape)
-
   def _scores(self, queries: Array, keys: Array, side: int) -> Array:
     """S (n, h, i, j): what a closer look of region i at region j gives."""
     asking = block_means(queries, side * side)
@@ -266,8 +254,10 @@ class SparseAttention(nn.Module):
         'nihf,njhf->nij', asking, block_means(keys, side * side)
       )
       return together[:, None] / math.sqrt(heads * features)
-    masses, of_means = map(_masses, self._weights(asking, keys, side))
-    return jnp.log(jnp.maximum(masses - of_means, 0) + LEAST_LOSS)
+    cell = cell_side(side) ** 2
+    lost = weights_by_block(asking, keys, block=cell).lost
+    lost = lost.reshape(*lost.shape[:3], -1, side * side // cell)
+    return jnp.log(jnp.sum(lost, axis=-1) + LEAST_LOSS)
 
   def _best_regions(self, scores: Array, ratio: Array) -> Array:
     """The kept regions (n, h, i, j), best first, −1 behind them."""
@@ -281,7 +271,7 @@ class SparseAttention(nn.Module):
   def _seen(
     self, queries: Array, keys: Array, side: int
   ) -> tuple[Array, Array]:
-    """`_weights` of one token of every region."""
+    """Of one token of every region: a and c (n, h, i, j, t), by region."""
     n, t, h, f = queries.shape
     block = side * side
     place = jnp.full((n, t // block), block // 2)
@@ -294,7 +284,12 @@ class SparseAttention(nn.Module):
       place[:, :, None, None, None],
       axis=2,
     )
-    return self._weights(asking[:, :, 0], keys, side)
+    found = weights_by_block(asking[:, :, 0], keys, block=cell_side(side) ** 2)
+    of_means = jnp.broadcast_to(found.means[..., None], found.weights.shape)
+    if not self.means:
+      of_means = jnp.zeros_like(found.weights)
+    shape = (*of_means.shape[:3], -1, block)
+    return found.weights.reshape(shape), of_means.reshape(shape)
 
 
 def _masses(weights: Array) -> Array:
