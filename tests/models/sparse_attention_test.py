@@ -40,7 +40,7 @@ def made(dense=False, ratios=RATIOS, means=True, width=None):
 @pytest.fixture
 def grid(rng):
   """Five grids of six rows and eight columns: twelve regions of four tokens."""
-  scale = np.array([0.2, 1.0, 1.5, 2.5, 0.5]).reshape(5, 1, 1, 1)
+  scale = np.array([0.2, 1.0, 2.0, 4.0, 0.5]).reshape(5, 1, 1, 1)
   return jnp.asarray(scale * rng.normal(size=(5, 6, 8, 8)), jnp.float32)
 
 
@@ -69,7 +69,8 @@ def importance(parts, means):
   for average in averages:
     weights, of_means = dense_weights(average[0], parts[:, :, 1], means)
     rows.append(weights.sum(-1) - 4 * of_means)
-  return np.log(np.stack(rows, axis=1) + 1e-4)
+  # What float32 does not tell apart from nothing is a tie, here as there.
+  return np.log((np.stack(rows, axis=1) + 1e-4).astype(np.float32))
 
 
 def chosen_regions(params, scores):
@@ -213,6 +214,7 @@ def test_the_gradient_of_the_choice_is_lent(grid):
 
 def test_an_image_is_the_same_in_any_batch(grid):
   _, apply, variables = made()
+  grid = grid / 2  # The bounds are absolute, and rounding grows with values.
   messages, _ = apply(variables, grid, None)
   alone, _ = apply(variables, grid[3:4], None)
   np.testing.assert_allclose(alone[0], messages[3], rtol=1e-5, atol=2e-5)
