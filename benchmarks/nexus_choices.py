@@ -173,8 +173,10 @@ def remaining(seen, blocks):
 def against_dense(runs):
   """Question 3."""
   print('\n## Sparse beside dense, the same parameters\n')
-  print('| level | kept | cosine | relative L1 | remains | of the best |')
-  print('|---|---|---|---|---|---|')
+  print(
+    '| level | kept | cosine | relative L1 | RMSE | remains | of the best |'
+  )
+  print('|---|---|---|---|---|---|---|')
   rows = {}
   for run in runs:
     images = load_batch(
@@ -203,7 +205,7 @@ def against_dense(runs):
       distance = fidelity(np.asarray(sparse), np.asarray(dense))
       remains = remaining(noted['_seen'][1], aux['blocks'])
       rows.setdefault(path, []).append(
-        np.stack([np.asarray(aux['kept'], np.float64), *distance[:2], *remains])
+        np.stack([np.asarray(aux['kept'], np.float64), *distance, *remains])
       )
   for path, of_runs in rows.items():
     cells = [

@@ -113,7 +113,7 @@ def switch_by_image(
   branches: Sequence[Callable[[Any], Any]],
   operands: Any,
   *,
-  group: int = 8,
+  group: int = 4,
 ) -> Any:
   r"""Sends image i through branches[choice[i]] and through no other.
 
