@@ -1,9 +1,11 @@
 """What trained runs take at inference, whole models, in turn in one process.
 
     python benchmarks/nexus_inference.py RUN RUN [RUN ...] [--images 32]
+    python benchmarks/nexus_inference.py RUN RUN --size 224 --images 8
 
 For `experiments/fine_nexus.py` and other runs on images of one size. Images of
-the test split are embedded alone (`solo`), as an index does it. A run whose
+the test split are embedded alone (`solo`), as an index does it; with `--size`
+at as many pixels a side, since parameters fit grids of any size. A run whose
 grids attend densely is timed twice: with our own attention, which runs in
 chunks, and with `jax.nn.dot_product_attention`. Memory is what XLA reserves
 for temporary arrays. Ratios are to the last of all.
@@ -44,13 +46,16 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('runs', nargs='+', metavar='RUN')
   parser.add_argument('--images', type=int, default=32)
+  parser.add_argument('--size', type=int, metavar='PIXELS')
   parser.add_argument('--repeats', type=int, default=30)
   options = parser.parse_args()
   print(machine())
   calls, bytes_of = {}, {}
   for path in options.runs:
     run = load_run(path)
-    source = run.experiment.data.open().test.queries
+    data = run.experiment.data
+    data = dataclasses.replace(data, size=options.size or data.size)
+    source = data.open().test.queries
     images = load_batch(source, np.arange(options.images))['image']
     for kind, model in models(run):
       name = f'{kind}, {path}'
